@@ -1,0 +1,1 @@
+"""Benchmarks of shmbatch beside its rivals and the machine's limits; see README.md."""

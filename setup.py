@@ -1,0 +1,32 @@
+"""Builds the C core; everything else about the package is in pyproject.toml."""
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
+
+
+class BuildCore(build_ext):
+    def build_extension(self, extension):
+        try:
+            super().build_extension(extension)
+        except BaseError as error:
+            raise SystemExit(
+                "shmbatch needs a C11 compiler and Python's headers to build its core "
+                f"(on Debian: apt-get install gcc libc6-dev python3-dev): {error}"
+            ) from None
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "shmbatch.protocol._core",
+            ["shmbatch/protocol/core.c"],
+            depends=["shmbatch/protocol/ring.h"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit"],
+            py_limited_api=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    cmdclass={"build_ext": BuildCore},
+)

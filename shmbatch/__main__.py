@@ -1,0 +1,5 @@
+"""``python -m shmbatch``: the command line."""
+
+from .cli import main
+
+main()

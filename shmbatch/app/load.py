@@ -1,0 +1,100 @@
+"""How a user's file becomes a module, and which of its apps and entrypoints is meant."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import LoadError
+from .app import App
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a user's file, once, as a module named by its stem.
+
+    Its folder is put in front of ``sys.path``, as for a script.
+
+    Raises:
+        LoadError: the file is missing, its stem is no module name or is taken, or it raises.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise LoadError(f"there is no file '{path}'")
+    name = path.stem
+    if path.suffix != ".py" or not name.isidentifier():
+        raise LoadError(f"'{path.name}' cannot be imported; name it like a module, as in sums.py")
+    known = sys.modules.get(name)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() == path:
+            return known
+        raise LoadError(f"'{path}' has the name of module {name!r}, in use already; rename it")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise LoadError(f"'{path}' does not import: {_where(error, path)}") from error
+    return module
+
+
+def find_app(module: ModuleType, name: str | None = None) -> App:
+    """Return the module's app, or that called *name*.
+
+    Raises:
+        LoadError: there is none, or there are several and *name* does not choose.
+    """
+    apps = {id(value): value for value in vars(module).values() if isinstance(value, App)}
+    found = [app for app in apps.values() if name is None or app.name == name]
+    where = f"'{module.__file__}'"
+    if not apps:
+        raise LoadError(f"{where} has no app; add `app = shmbatch.App()`")
+    names = ", ".join(repr(app.name) for app in apps.values())
+    if not found:
+        raise LoadError(f"{where} has no app {name!r}; it has {names}")
+    if len(found) > 1:
+        raise LoadError(f"{where} has several apps, {names}; choose one with --app")
+    return found[0]
+
+
+def find_entrypoint(app: App, name: str | None = None) -> Callable[[], Any]:
+    """Return the app's entrypoint, or that called *name*.
+
+    Raises:
+        LoadError: there is none, or there are several and *name* does not choose.
+    """
+    names = ", ".join(map(repr, app.entrypoints))
+    if not app.entrypoints:
+        raise LoadError(
+            f"app {app.name!r} has no entrypoint; decorate one with @app.local_entrypoint()"
+        )
+    if name is None and len(app.entrypoints) > 1:
+        raise LoadError(f"app {app.name!r} has several entrypoints, {names}; use FILE::NAME")
+    if name is not None and name not in app.entrypoints:
+        raise LoadError(f"app {app.name!r} has no entrypoint {name!r}; it has {names}")
+    return app.entrypoints[name if name is not None else next(iter(app.entrypoints))]
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """Describe an error by the last line of the user's file that it came through."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    line = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{line}"

@@ -1,0 +1,49 @@
+"""The command line, verb first; one file a verb, imported when it is used.
+
+Results go to standard output, everything else to standard error. Exit status: 0 done, 1 found a
+problem, 2 usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from ..errors import ShmbatchError
+
+_VERBS = ("run", "start", "stop", "stats")
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _VERBS:
+            return None
+        command = importlib.import_module(f".{name}", __name__).command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Verbs)
+@click.version_option(package_name="shmbatch")
+def _group() -> None:
+    """Dynamic batching over shared memory: many processes, one GPU, one machine."""
+
+
+def main() -> None:
+    """Run the command line; the script ``shmbatch``."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
+    )
+    try:
+        _group(prog_name="shmbatch")
+    except ShmbatchError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

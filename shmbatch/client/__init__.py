@@ -1,0 +1,1 @@
+"""What a producer process imports: connections, calls, function handles. Never the executor."""

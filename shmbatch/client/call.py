@@ -1,0 +1,195 @@
+"""One pending input and its outcome, as a caller holds it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Collection
+from typing import Any
+
+from ..errors import CallCancelled, CallTimeout, ConfigError, ShmbatchError
+from ..protocol._core import CANCELLED, PENDING
+from ..protocol.clock import deadline_ns as deadline_after
+from ..protocol.clock import now_ns
+from .connection import Connection
+from .verbs import verb
+
+_WAITING, _VALUE, _ERROR = 0, 1, 2
+
+
+class FunctionCall:
+    """A call made by ``spawn``; `get` its result, or `cancel` it, from any thread.
+
+    Dropping the last reference gives its slot back: not launched it never runs, launched its
+    result is dropped.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_deadline_ns",
+        "_lock",
+        "_outcome",
+        "_state",
+        "_ticket",
+    )
+
+    def __init__(self, connection: Connection, ticket: int, deadline_ns: int | None) -> None:
+        self._connection = connection
+        self._ticket = ticket
+        self._deadline_ns = deadline_ns
+        self._lock = threading.Lock()
+        self._state = _WAITING
+        self._outcome: Any = None
+        connection.outstanding[ticket] = weakref.ref(self)
+
+    def settle(self, spin_ns: int = 0) -> bool:
+        """Take the outcome if it is there; True once it is. Never blocks; frees the slot."""
+        if self._state != _WAITING:
+            return True
+        if not self._lock.acquire(blocking=False):
+            return False  # another thread is at it
+        try:
+            if self._state == _WAITING:
+                if self._connection.ring.forked:
+                    raise ConfigError("this call belongs to the parent process; get it there")
+                outcome = self._connection.ring.poll(self._ticket, spin_ns)
+                if outcome is PENDING:
+                    return False
+                try:
+                    self._settle_as(_VALUE, self._connection.outcome(self._ticket, outcome))
+                except Exception as error:
+                    self._settle_as(_ERROR, error)
+        finally:
+            self._lock.release()
+        return True
+
+    def done(self) -> bool:
+        """Say whether `get` would return, or raise, at once."""
+        return self.settle()
+
+    @verb
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise what the call failed with.
+
+        Raises:
+            CallTimeout: *timeout* seconds passed; the call goes on, `get` may be called again.
+            CallCancelled: it was cancelled.
+            ExecutorGone: the executor died before there was a result.
+        """
+        until_ns = self._earlier(deadline_after(timeout))
+        if not self.settle(self._connection.spinning.spin_ns):
+            while not self.settle():
+                try:
+                    self._connection.park(self._ticket, until_ns)
+                except ValueError:
+                    continue  # another thread got the outcome just now
+                except CallTimeout:
+                    self._expire()
+                except ShmbatchError as error:
+                    self._fail(error)
+        return self.result()
+
+    @get.twin
+    async def get(self, timeout: float | None = None) -> Any:
+        until_ns = self._earlier(deadline_after(timeout))
+        while not self.settle():
+            try:
+                await self._connection.listener.any_outcome([self._ticket], until_ns)
+            except ValueError:
+                continue
+            except CallTimeout:
+                self._expire()
+            except ShmbatchError as error:
+                self._fail(error)
+        return self.result()
+
+    def wait_any(self, calls: Collection[FunctionCall]) -> bool:
+        """Wait until one of *calls*, all of this call's connection, is done.
+
+        Returns False where the oldest one's own timeout passed first.
+        """
+        try:
+            self._connection.wait_any(calls, self._deadline_ns)
+        except CallTimeout:
+            return False
+        except ShmbatchError as error:
+            self._fail(error)
+        return True
+
+    async def wait_any_aio(self, calls: Collection[FunctionCall]) -> bool:
+        """As `wait_any`, for an event loop."""
+        tickets = [call._ticket for call in calls if not call.done()]
+        if len(tickets) < len(calls):
+            return True
+        try:
+            await self._connection.listener.any_outcome(tickets, self._deadline_ns)
+        except ValueError:
+            pass  # another thread got one of the outcomes just now
+        except CallTimeout:
+            return False
+        except ShmbatchError as error:
+            self._fail(error)
+        return True
+
+    def cancel(self) -> bool:
+        """Cancel the call; say whether it is now certain never to run.
+
+        A call that is done already keeps its outcome. A launched one runs on with its
+        batch-mates, and its result is dropped.
+        """
+        if self.settle():
+            return False
+        with self._lock:
+            return self._withdraw(CallCancelled("the call was cancelled"))
+
+    def result(self) -> Any:
+        """Return or raise the outcome of a settled call."""
+        if self._state == _ERROR:
+            raise self._outcome
+        return self._outcome
+
+    def _earlier(self, until_ns: int | None) -> int | None:
+        if self._deadline_ns is None or until_ns is None:
+            return until_ns if self._deadline_ns is None else self._deadline_ns
+        return min(self._deadline_ns, until_ns)
+
+    def _expire(self) -> None:
+        """After a timeout: abandon the call if its own timeout passed, then raise."""
+        late = self._connection.late()
+        if self._deadline_ns is not None and now_ns() >= self._deadline_ns:
+            with self._lock:
+                self._withdraw(late)
+        if self._state == _WAITING:
+            raise late
+
+    def _fail(self, error: ShmbatchError) -> None:
+        """There will be no outcome, unless it came just before the executor died."""
+        if not self.settle():
+            with self._lock:
+                if self._state == _WAITING:
+                    self._settle_as(_ERROR, error)
+
+    def _withdraw(self, error: ShmbatchError) -> bool:
+        if self._state != _WAITING:
+            return False
+        state = self._connection.ring.withdraw(self._ticket)
+        self._settle_as(_ERROR, error)
+        return state == CANCELLED
+
+    def _settle_as(self, state: int, outcome: Any) -> None:
+        self._outcome = outcome
+        self._state = state
+        self._connection.outstanding.pop(self._ticket, None)
+
+    def __del__(self) -> None:
+        if self._state == _WAITING:
+            self._connection.outstanding.pop(self._ticket, None)
+            try:
+                self._connection.ring.withdraw(self._ticket)
+            except ValueError:
+                pass  # its outcome was being taken when an exception came in between
+
+    def __repr__(self) -> str:
+        state = ("waiting", "done", "failed")[self._state]
+        return f"<FunctionCall '{self._connection.address}' {state}>"

@@ -1,0 +1,382 @@
+"""One producer process's tie to one function of an executor: handshake, waiting, liveness.
+
+A connection is shared by all threads and event loops of its process. It learns of the
+executor's death from the control socket's end and from the executor's pidfd, whichever comes
+first, and looks at both before every park; no thread watches in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..contract.exceptions import unpack_exception
+from ..contract.signature import Signature
+from ..contract.wire import ring_arguments, segment_layout
+from ..errors import (
+    CallTimeout,
+    ExecutorClosed,
+    ExecutorGone,
+    ExecutorNotFound,
+    HandshakeError,
+    ProtocolError,
+    RingFull,
+)
+from ..protocol import PROTOCOL_VERSION, control, names
+from ..protocol._core import (
+    CLOSED,
+    FAILED,
+    OPEN,
+    PARKED,
+    PENDING,
+    POLLING,
+    READY,
+    SUBMIT_CLOSED,
+    SUBMIT_FORKED,
+    SUBMIT_FULL,
+    SUBMIT_MISFIT,
+    TAKEN,
+    THREAD,
+    WAITER,
+    ProducerRing,
+)
+from ..protocol.clock import now_ns
+from ..protocol.spinning import Spinning
+from ..protocol.transport import ProducerTransport, producer_transport
+from .results import finisher
+
+if TYPE_CHECKING:
+    from .call import FunctionCall
+    from .listener import Listener
+
+# A sleeper looks at the executor's life this often, so it hears of a death well within 100 ms.
+SLICE_NS = 25_000_000
+
+_CROWDED_NS = 1_000_000
+_ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
+_SPIN_NS = 20_000  # of `auto`
+_KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
+
+
+class Forked(Exception):
+    """This process is a fork of the one that connected; connect anew. Never leaves the client."""
+
+
+class Connection:
+    """A live connection; create with `connect`."""
+
+    def __init__(
+        self,
+        address: names.Address,
+        sock: socket.socket,
+        welcome: dict[str, Any],
+        fds: list[int],
+        *,
+        arrays: str,
+        wait: str,
+    ) -> None:
+        """Attach to what the executor's *welcome* offers. Takes over *sock*, not *fds*."""
+        self.address = address
+        self.sock = sock
+        self.signature = Signature.from_message(welcome["signature"])
+        self.max_batch_size: int = welcome["max_batch_size"]
+        self.executor_pid: int = welcome["pid"]
+        self.dead = False  # the next use of a handle connects anew
+        where = segment_layout(self.signature, welcome["capacity"])
+        self.capacity = where.capacity
+        self.pidfd = os.dup(fds[0])
+        self._finish = finisher(self.signature.result, arrays)
+        self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
+        self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
+        self.ring = ProducerRing(
+            *ring_arguments(self._transport.memory, self.signature, where),
+            self._transport.bell_memory,
+            _waker(self._transport, self._loop_socket),
+        )
+        self.spinning = Spinning(wait, _SPIN_NS)
+        # Calls that nobody may be waiting for, whose results can be copied out to make room.
+        self.outstanding: dict[int, weakref.ref[FunctionCall]] = {}
+        self._listener: Listener | None = None
+
+    @property
+    def listener(self) -> Listener:
+        """What tells event loops of finished calls; made on first use, since it needs asyncio."""
+        if self._listener is None:
+            from .listener import Listener
+
+            self._listener = Listener(self)
+        return self._listener
+
+    # ---- submitting ----------------------------------------------------------------------
+
+    def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int | None) -> int:
+        """Publish one call and return its ticket.
+
+        Blocks while the ring is full, until *deadline_ns*.
+
+        Raises:
+            InputError: a value does not fit its parameter.
+            RingFull, ExecutorClosed, ExecutorGone, Forked.
+        """
+        while True:
+            ticket = self.ring.submit(values, flags)
+            if ticket >= 0:
+                return ticket
+            if ticket == SUBMIT_FULL:
+                self._wait_for_slot(deadline_ns)
+            else:
+                values = self.refusal(ticket, values)
+
+    def refusal(self, reason: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return coerced values where the core found a misfit; raise what else it refused."""
+        if reason == SUBMIT_FORKED:
+            raise Forked
+        if reason == SUBMIT_CLOSED:
+            self.dead = control.is_gone(self.sock, self.pidfd)
+            raise ExecutorClosed(
+                f"executor of '{self.address}' (process {self.executor_pid}) takes no more calls; "
+                f"it is stopping"
+            )
+        assert reason == SUBMIT_MISFIT
+        values = self.signature.bind(values, {}, str(self.address))
+        coerced = tuple(
+            column.coerce(value, f"parameter {column.name!r} of {self.address}")
+            for column, value in zip(self.signature.parameters, values, strict=True)
+        )
+        if all(new is old for new, old in zip(coerced, values, strict=True)):
+            raise ProtocolError(f"the core refuses coerced values for '{self.address}'")
+        return coerced
+
+    def reap(self) -> bool:
+        """Copy finished results out of their slots into their calls; True if a slot is free."""
+        for reference in list(self.outstanding.values()):
+            call = reference()
+            if call is not None:
+                call.settle()
+        return self.ring.free_slots > 0
+
+    def _wait_for_slot(self, deadline_ns: int | None) -> None:
+        """Return when a slot may be free."""
+        if self.reap():
+            return
+        timeout_ns = self._slice(deadline_ns)
+        if timeout_ns <= 0:
+            raise self.full()
+        self.check_alive()
+        self._park_completions(self.reap, timeout_ns)
+
+    def _park_completions(self, found: Callable[[], bool], timeout_ns: int) -> None:
+        """Sleep until a batch with calls of this connection is done, unless *found*."""
+        joined = self.ring.join_completions(THREAD)
+        if joined < 0:  # 255 threads sleep here already
+            time.sleep(min(timeout_ns, _CROWDED_NS) / 1e9)
+            return
+        try:
+            if not found():
+                self._transport.park_completions(self.ring, joined, timeout_ns)
+        finally:
+            self.ring.leave_completions(THREAD)
+
+    def full(self) -> RingFull:
+        return RingFull(
+            f"all {self.capacity} slots for '{self.address}' are in use; "
+            f"wait longer, or give the function more with slots="
+        )
+
+    # ---- waiting -------------------------------------------------------------------------
+
+    def wait(self, ticket: int, deadline_ns: int | None) -> Any:
+        """Return the call's result; the ticket is over then, and where its error is raised.
+
+        Raises:
+            CallTimeout: *deadline_ns* passed; the call is still pending.
+            ExecutorGone, ExecutorClosed: there will be no outcome.
+        """
+        outcome = self.ring.poll(ticket, self.spinning.spin_ns)
+        while outcome is PENDING:
+            self.park(ticket, deadline_ns)
+            outcome = self.ring.poll(ticket, 0)
+        return self.outcome(ticket, outcome)
+
+    def outcome(self, ticket: int, outcome: Any) -> Any:
+        """Turn what `ring.poll` returned into the caller's result, or raise the call's error."""
+        if outcome is FAILED:
+            raise unpack_exception(self.ring.error(ticket))
+        return outcome if self._finish is None else self._finish(outcome)
+
+    def park(self, ticket: int, deadline_ns: int | None) -> None:
+        """Sleep until the call is done, a slice at a time, or raise as `wait` does."""
+        while True:
+            timeout_ns = self._slice(deadline_ns)
+            if timeout_ns <= 0:
+                raise self.late()
+            armed = self.ring.arm(ticket, WAITER)
+            if armed < 0:
+                return
+            self.check_alive(ticket)
+            self._transport.park_slot(self.ring, ticket, armed, timeout_ns)
+            if self.ring.arm(ticket, 0) < 0:
+                self.spinning.parked(won=self.ring.spins_won, active=self.ring.active)
+                return
+
+    def wait_any(self, calls: Collection[FunctionCall], deadline_ns: int | None) -> None:
+        """Return when one of *calls* is done, or raise as `wait` does."""
+
+        def found() -> bool:
+            return any(call.done() for call in calls)
+
+        while not found():
+            timeout_ns = self._slice(deadline_ns)
+            if timeout_ns <= 0:
+                raise self.late()
+            self.check_alive()
+            self._park_completions(found, timeout_ns)
+
+    def late(self) -> CallTimeout:
+        return CallTimeout(f"'{self.address}' gave no result in time")
+
+    def _slice(self, deadline_ns: int | None) -> int:
+        return SLICE_NS if deadline_ns is None else min(SLICE_NS, deadline_ns - now_ns())
+
+    # ---- liveness ------------------------------------------------------------------------
+
+    def check_alive(self, ticket: int | None = None) -> None:
+        """Raise if the executor is gone, unless the ticket's call is done all the same."""
+        if not self.dead and not control.is_gone(self.sock, self.pidfd):
+            return
+        self.dead = True
+        if ticket is None:
+            raise self.gone(was_taken=True)
+        state = self.ring.state(ticket)
+        if state in (READY, TAKEN):
+            raise self.gone(was_taken=state != READY)
+
+    def gone(self, *, was_taken: bool) -> Exception:
+        who = f"executor of '{self.address}' (process {self.executor_pid})"
+        if self.ring.status == CLOSED and not was_taken:
+            return ExecutorClosed(f"{who} had stopped before it took this call")
+        if self.ring.status != OPEN and not was_taken:
+            return ExecutorClosed(f"{who} was stopped before it took this call")
+        return ExecutorGone(f"{who} died; calls that it had taken may or may not have run")
+
+    def close(self) -> None:
+        """Hang up; calls still pending are dropped by the executor. Idempotent."""
+        self.dead = True
+        if self._listener is not None:
+            self._listener.close()
+        self.sock.close()
+        self._loop_socket.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_transport"):
+            self.close()
+
+
+def _waker(transport: ProducerTransport, loop_socket: socket.socket) -> Callable[[int], None]:
+    """Return what the ring calls when the bell says that the executor sleeps."""
+
+    def wake(sleeping: int) -> None:
+        if sleeping & PARKED:
+            transport.wake_executor()
+        if sleeping & POLLING:
+            try:
+                loop_socket.send(b"!", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass  # full: it has been woken already; or closed: it is going
+
+    return wake
+
+
+def connect(
+    address: names.Address,
+    signature: Signature | None,
+    deadline_ns: int | None,
+    *,
+    arrays: str,
+    wait: str,
+) -> Connection:
+    """Connect to whoever serves *address*, waiting until *deadline_ns* for somebody to.
+
+    Args:
+        signature: what the caller believes the function's signature is; None to be told.
+
+    Raises:
+        ExecutorNotFound: nobody serves the name in time.
+        HandshakeError: executor and producer do not fit together.
+    """
+    app = names.resolve(address.app)
+    path = names.socket_path(app)
+    attempt = 0
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            remaining_s = 3600.0 if deadline_ns is None else (deadline_ns - now_ns()) / 1e9
+            sock.settimeout(max(remaining_s, _ANSWER_S))
+            sock.connect(str(path))
+            connection = _greet(address, sock, signature, arrays=arrays, wait=wait)
+            sock.settimeout(None)
+            return connection
+        except TimeoutError:
+            sock.close()
+            raise ExecutorNotFound(
+                f"the executor of {app!r} does not answer; it may be stopped or overloaded"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError, EOFError, ConnectionResetError):
+            sock.close()
+            if remaining_s <= 0:
+                raise ExecutorNotFound(
+                    f"no executor serves {app!r}; start one with `shmbatch start FILE`, or wait "
+                    f"for it with shmbatch.connect('{address}', timeout=...)"
+                ) from None
+            time.sleep(min(_KNOCK_S[min(attempt, len(_KNOCK_S) - 1)], remaining_s))
+            attempt += 1
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _greet(
+    address: names.Address,
+    sock: socket.socket,
+    signature: Signature | None,
+    *,
+    arrays: str,
+    wait: str,
+) -> Connection:
+    control.send(
+        sock,
+        {
+            "kind": "attach",
+            "version": PROTOCOL_VERSION,
+            "function": address.function,
+            "signature": None if signature is None else signature.to_message(),
+        },
+    )
+    reply, fds = control.receive(sock, max_fds=4)
+    try:
+        if reply["kind"] == "refused":
+            raise _refusal(reply)
+        if reply["kind"] != "welcome" or len(fds) < 3:
+            raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
+        connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    control.send(sock, {"kind": "attached"})
+    return connection
+
+
+def _refusal(reply: dict[str, Any]) -> Exception:
+    """Rebuild the error with which the executor refused."""
+    kind = getattr(errors, str(reply.get("error")), None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.ShmbatchError)):
+        kind = HandshakeError
+    return kind(str(reply.get("message")))

@@ -1,0 +1,183 @@
+"""Tells event loops of finished calls of one connection.
+
+The executor writes one byte to the control socket for each batch in which an event loop's call
+was completed. Every loop that waits reads that socket; whichever reads the byte looks through all
+finished calls and tells each one's own loop, so a loop that is closed or busy stops nobody else.
+The socket's end, or the executor's pidfd, says that the executor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..protocol._core import ASYNC, LOOP
+from ..protocol.clock import now_ns
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+class Listener:
+    """Belongs to a `Connection`; its methods are called in event loops' threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
+        self._slot_waiting: list[_Waiter] = []
+        self._loops: list[asyncio.AbstractEventLoop] = []
+        self._socket_fd = connection.sock.fileno()
+        self._pidfd = connection.pidfd
+
+    async def any_outcome(self, tickets: Sequence[int], deadline_ns: int | None) -> None:
+        """Return when one of the calls is done.
+
+        Raises:
+            CallTimeout: *deadline_ns* passed. ExecutorGone, ExecutorClosed: it never will be.
+            ValueError: a ticket is over.
+        """
+        connection = self._connection
+        loop = self._listen()
+        waiter = (loop, loop.create_future())
+        try:
+            for ticket in tickets:
+                self._waiting.setdefault(ticket, []).append(waiter)
+            if any([connection.ring.arm(ticket, ASYNC) < 0 for ticket in tickets]):
+                return
+            for ticket in tickets:
+                connection.check_alive(ticket)
+            # Dead, yet nothing was missing: the call was finished by the executor's last batch.
+            if not connection.dead and not await _sleep(*waiter, deadline_ns):
+                raise connection.late()
+        finally:
+            for ticket in tickets:
+                self._forget(ticket, waiter)
+
+    def _forget(self, ticket: int, waiter: _Waiter) -> None:
+        waiters = self._waiting.get(ticket, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+        if not waiters:
+            self._waiting.pop(ticket, None)
+
+    async def slot(self, deadline_ns: int | None) -> None:
+        """Return when a slot may be free.
+
+        Raises:
+            RingFull: *deadline_ns* passed. ExecutorGone: it never will be.
+        """
+        connection = self._connection
+        loop = self._listen()
+        waiter = (loop, loop.create_future())
+        joined = connection.ring.join_completions(LOOP)
+        self._slot_waiting.append(waiter)
+        try:
+            if connection.reap():
+                return
+            connection.check_alive()
+            if not await _sleep(loop, waiter[1], deadline_ns):
+                raise connection.full()
+        finally:
+            if waiter in self._slot_waiting:
+                self._slot_waiting.remove(waiter)
+            if joined >= 0:
+                connection.ring.leave_completions(LOOP)
+
+    def close(self) -> None:
+        """Tell everybody to look again, and stop reading; idempotent."""
+        for loop in self._loops:
+            _in_loop(loop, self._stop_reading, loop)
+        self._loops = []
+        self._wake_all()
+
+    def _listen(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop not in self._loops:
+            self._loops = [known for known in self._loops if not known.is_closed()]
+            loop.add_reader(self._socket_fd, self._readable)
+            loop.add_reader(self._pidfd, self._wake_all)
+            self._loops.append(loop)
+        return loop
+
+    def _stop_reading(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._socket_fd)
+        loop.remove_reader(self._pidfd)
+
+    def _readable(self) -> None:
+        gone = False
+        try:
+            while not gone:
+                gone = not self._connection.sock.recv(64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            gone = True
+        if gone:
+            self._wake_all()
+            return
+        for ticket in self._connection.ring.finished():
+            for waiter in self._waiting.pop(ticket, ()):
+                _wake(waiter)
+        if self._slot_waiting and self._connection.reap():
+            self._wake_for_slots()
+
+    def _wake_for_slots(self) -> None:
+        waiters, self._slot_waiting = self._slot_waiting, []
+        for waiter in waiters:
+            _wake(waiter)
+
+    def _wake_all(self) -> None:
+        """Everybody looks for himself; called when the executor is gone."""
+        loop = asyncio.get_running_loop() if self._loops else None
+        if loop in self._loops:
+            self._loops.remove(loop)
+            self._stop_reading(loop)
+        waiting, self._waiting = self._waiting, {}
+        for waiters in waiting.values():
+            for waiter in waiters:
+                _wake(waiter)
+        self._wake_for_slots()
+
+
+async def _sleep(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], deadline_ns: int | None
+) -> bool:
+    """Wait for *future*; False if the deadline passed first."""
+    if deadline_ns is None:
+        await future
+        return True
+    timer = loop.call_later(max(0, deadline_ns - now_ns()) / 1e9, _finish, future)
+    try:
+        await future
+    finally:
+        timer.cancel()
+    return now_ns() < deadline_ns
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _wake(waiter: _Waiter) -> None:
+    loop, future = waiter
+    _in_loop(loop, _finish, future)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: object, argument: object) -> None:
+    """Run ``function(argument)`` in *loop*: at once if we are in it; not at all if it is closed."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        running = None
+    if loop is running:
+        function(argument)  # type: ignore[operator]
+        return
+    try:
+        loop.call_soon_threadsafe(function, argument)  # type: ignore[arg-type]
+    except RuntimeError:
+        pass

@@ -1,0 +1,189 @@
+"""How many calls a map keeps in flight, and in which order their results are yielded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .call import FunctionCall
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .function import Function
+
+Inputs = Iterator[tuple[Any, ...]]
+AsyncInputs = AsyncIterator[tuple[Any, ...]]
+
+
+def _window(function: Function) -> int:
+    """Two batches: one runs while the next one fills. Less where there are fewer slots."""
+    connection = function.connect()
+    return max(1, min(connection.capacity, 2 * connection.max_batch_size))
+
+
+def _outcome(call: FunctionCall, return_exceptions: bool) -> Any:
+    try:
+        return call.result()
+    except Exception as error:
+        if return_exceptions:
+            return error
+        raise
+
+
+def run(
+    function: Function, inputs: Inputs, order_outputs: bool, return_exceptions: bool
+) -> Iterator[Any]:
+    """Call *function* with each of *inputs*; see `Function.map`."""
+    pending: deque[FunctionCall] = deque()
+    exhausted = False
+    try:
+        window = _window(function)
+        while pending or not exhausted:
+            while not exhausted and len(pending) < window:
+                try:
+                    arguments = next(inputs)
+                except StopIteration:
+                    exhausted = True
+                    break
+                pending.append(function.spawn(*arguments))
+                if pending[0].done():
+                    break  # a slow iterator must not keep results back
+            if pending:
+                call = pending.popleft() if order_outputs else _pop_any(function, pending)
+                try:
+                    call.get()
+                except Exception:
+                    pass  # _outcome says what to do with it
+                yield _outcome(call, return_exceptions)
+    finally:
+        for call in pending:
+            call.cancel()
+
+
+def _pop_any(function: Function, pending: deque[FunctionCall]) -> FunctionCall:
+    """Remove and return a call that is done, waiting for one if none is."""
+    while True:
+        for at, call in enumerate(pending):
+            if call.done():
+                del pending[at]
+                return call
+        if not pending[0].wait_any(pending):
+            return pending.popleft()  # its timeout has passed; get() says so
+
+
+async def run_aio(
+    function: Function,
+    inputs: Inputs | AsyncInputs,
+    order_outputs: bool,
+    return_exceptions: bool,
+) -> AsyncIterator[Any]:
+    """Call *function* with each of *inputs*; results are yielded while inputs are awaited."""
+    import asyncio
+
+    pending: deque[FunctionCall] = deque()
+    reading: asyncio.Future[tuple[Any, ...]] | None = None
+    exhausted = False
+    try:
+        window = await asyncio.to_thread(_window, function)
+        while pending or not exhausted:
+            while not exhausted and len(pending) < window:
+                try:
+                    if isinstance(inputs, AsyncIterator):
+                        reading = reading or asyncio.ensure_future(anext(inputs))
+                        if not await _read_before_result(reading, pending, order_outputs):
+                            break
+                        arguments, reading = reading.result(), None
+                    else:
+                        arguments = next(inputs)
+                except (StopIteration, StopAsyncIteration):
+                    exhausted, reading = True, None
+                    break
+                pending.append(await function.spawn.aio(*arguments))
+                if pending[0].done():
+                    break
+            if pending:
+                call = await _pop_aio(pending, order_outputs)
+                try:
+                    await call.get.aio()
+                except Exception:
+                    pass
+                yield _outcome(call, return_exceptions)
+    finally:
+        if reading is not None:
+            reading.cancel()
+        for call in pending:
+            call.cancel()
+
+
+async def _read_before_result(
+    reading: asyncio.Future[Any], pending: deque[FunctionCall], ordered: bool
+) -> bool:
+    """Wait for the next input or the next result to yield; True if the input came."""
+    import asyncio
+
+    if not pending:
+        await asyncio.wait({reading})
+        return True
+    calls = (pending[0],) if ordered else tuple(pending)
+    result = asyncio.ensure_future(calls[0].wait_any_aio(calls))
+    try:
+        await asyncio.wait({reading, result}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        result.cancel()
+    return reading.done()
+
+
+async def _pop_aio(pending: deque[FunctionCall], ordered: bool) -> FunctionCall:
+    if ordered:
+        return pending.popleft()
+    while True:
+        for at, call in enumerate(pending):
+            if call.done():
+                del pending[at]
+                return call
+        if not await pending[0].wait_any_aio(pending):
+            return pending.popleft()
+
+
+def zip_aio(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> Inputs | AsyncInputs:
+    """Zip iterables of either kind; an async iterator only if one of them is."""
+    if any(isinstance(iterable, AsyncIterable) for iterable in iterables):
+        return _zip_async(iterables)
+    return zip(*iterables, strict=False)  # type: ignore[arg-type]
+
+
+def tuples_aio(
+    iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+) -> Inputs | AsyncInputs:
+    """Make each item a tuple of arguments."""
+    if isinstance(iterable, AsyncIterable):
+        return _tuples_async(iterable)
+    return map(tuple, iterable)
+
+
+async def _zip_async(
+    iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
+) -> AsyncIterator[tuple[Any, ...]]:
+    ended = object()
+    iterators = [
+        aiter(each) if isinstance(each, AsyncIterable) else iter(each) for each in iterables
+    ]
+    while True:
+        values = []
+        for each in iterators:
+            if isinstance(each, AsyncIterator):
+                values.append(await anext(each, ended))
+            else:
+                values.append(next(each, ended))
+            if values[-1] is ended:
+                return
+        yield tuple(values)
+
+
+async def _tuples_async(
+    iterable: AsyncIterable[Iterable[Any]],
+) -> AsyncIterator[tuple[Any, ...]]:
+    async for arguments in iterable:
+        yield tuple(arguments)

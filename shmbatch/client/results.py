@@ -1,0 +1,39 @@
+"""What a caller gets: the result column's bytes as the number, array or tensor it declared."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from ..contract.columns import Column
+from ..errors import ConfigError
+
+ARRAYS = ("native", "numpy")
+
+
+def finisher(column: Column, arrays: str) -> Callable[[Any], Any] | None:
+    """Return what turns a polled result into the caller's; None where it already is.
+
+    ``arrays="numpy"`` leaves tensors as the arrays that carry them, and never imports torch;
+    bfloat16 and fp8 then arrive as unsigned integers of the same size.
+
+    Raises:
+        ConfigError: *arrays* is neither, or the result is a tensor and torch is not installed.
+    """
+    if arrays not in ARRAYS:
+        raise ConfigError(f"arrays is {arrays!r}; it must be one of {', '.join(ARRAYS)}")
+    if column.library != "torch" or arrays == "numpy":
+        return None
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        raise ConfigError(
+            "the result is a torch tensor and torch is not installed here; "
+            'use connect(..., arrays="numpy") or `pip install shmbatch[torch]`'
+        ) from None
+    from_numpy: Callable[[Any], Any] = torch.from_numpy
+    if column.wire_dtype.name == column.dtype:
+        return from_numpy
+    dtype = getattr(torch, column.dtype)
+    return lambda array: from_numpy(array).view(dtype)

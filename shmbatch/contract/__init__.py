@@ -1,0 +1,1 @@
+"""What a batched function promises: signature, columns, batching parameters, exceptions."""

@@ -1,0 +1,72 @@
+"""How large a batch may grow, how long it may wait, and how many slots that takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+MAX_BATCH_SIZE = 65_536
+MAX_WAIT_MS = 600_000  # ten minutes
+MAX_SLOTS = 2 * MAX_BATCH_SIZE
+MIN_DEFAULT_SLOTS = 64  # enough that small batches leave room for calls in flight
+
+
+@dataclass(frozen=True)
+class BatchParameters:
+    """When a batch is due: at *max_batch_size* calls, or *wait_ns* after the oldest of them."""
+
+    max_batch_size: int
+    wait_ns: int
+
+
+def batch_parameters(max_batch_size: int, wait_ms: float) -> BatchParameters:
+    """Check what a person wrote; fractions of a millisecond are kept to the nanosecond.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of bounds.
+    """
+    _check_count("max_batch_size", max_batch_size, MAX_BATCH_SIZE)
+    # A NaN fails both comparisons; an int is compared, and converted, exactly.
+    if (
+        not isinstance(wait_ms, int | float)
+        or isinstance(wait_ms, bool)
+        or not 0 <= wait_ms <= MAX_WAIT_MS
+    ):
+        raise ConfigError(
+            f"wait_ms is {_shown(wait_ms)}; use a number of milliseconds from 0 to {MAX_WAIT_MS}"
+        )
+    return BatchParameters(max_batch_size, round(wait_ms * 1_000_000))
+
+
+def slot_capacity(
+    max_batch_size: int, slots: int | None, slot_nbytes: int, limit_nbytes: int
+) -> int:
+    """Return how many slots one producer gets for one function.
+
+    By default twice *max_batch_size* and at least 64, lowered until they take at most
+    *limit_nbytes*, yet never below one; where that is below *max_batch_size* a single producer
+    cannot fill a batch, and the caller should warn. An explicit *slots* is not lowered.
+
+    Raises:
+        ConfigError: *slots* has the wrong type or is out of bounds.
+    """
+    if slots is not None:
+        _check_count("slots", slots, MAX_SLOTS)
+        return slots
+    capacity = max(MIN_DEFAULT_SLOTS, 2 * max_batch_size)
+    if slot_nbytes:
+        capacity = min(capacity, limit_nbytes // slot_nbytes)
+    return max(capacity, 1)
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ConfigError(f"{name} is {_shown(value)}; use an int from 1 to {most}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:  # str() has a limit on digits
+        return f"an int of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, int | float | str) else type(value).__name__
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,21 @@
+"""What an app knows of one batched function, and an executor needs to serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .batching import BatchParameters
+from .signature import Signature
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A batched function as its decorator describes it."""
+
+    name: str  # within its app: "batch_add"
+    function: Callable[..., Any]  # takes and returns lists or stacks; may be async
+    signature: Signature
+    parameters: BatchParameters
+    slots: int | None  # per producer; None for the default

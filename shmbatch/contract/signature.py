@@ -1,0 +1,220 @@
+"""Which values one call takes and which it gives back, read from a function's definition.
+
+A `Signature` is data: it travels in the handshake, so that a producer needs neither the user's
+file nor what that file imports. Arguments travel by position, one column each.
+"""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, InputTypeError, ProtocolError
+from .columns import Column, parse_annotation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_PARAMETERS = 255
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The columns of one batched function; equal signatures are interchangeable."""
+
+    parameters: tuple[Column, ...]  # in the order of the definition, at least one
+    result: Column
+
+    def describe(self) -> str:
+        """Return the signature as a person would write it."""
+        parameters = ", ".join(f"{column.name}: {column.annotation}" for column in self.parameters)
+        return f"({parameters}) -> {self.result.annotation}"
+
+    def bind(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], function_name: str
+    ) -> tuple[Any, ...]:
+        """Return one value per parameter, in order; the values themselves are not checked.
+
+        Cheap where all arguments are positional: then *args* comes back as it is.
+
+        Raises:
+            InputTypeError: too many, too few, unknown or doubly given arguments.
+        """
+        if not kwargs and len(args) == len(self.parameters):
+            return args
+        if len(args) > len(self.parameters):
+            raise self._misfit(
+                function_name, f"takes {_count(len(self.parameters))}, {len(args)} were given"
+            )
+        names = [column.name for column in self.parameters]
+        for name in kwargs:
+            if name not in names:
+                raise self._misfit(function_name, f"got an unexpected argument {name!r}")
+            if name in names[: len(args)]:
+                raise self._misfit(function_name, f"got multiple values for argument {name!r}")
+        missing = [name for name in names[len(args) :] if name not in kwargs]
+        if missing:
+            raise self._misfit(
+                function_name,
+                f"takes {_count(len(names))}, missing {', '.join(map(repr, missing))}",
+            )
+        return args + tuple(kwargs[name] for name in names[len(args) :])
+
+    def _misfit(self, function_name: str, fact: str) -> InputTypeError:
+        return InputTypeError(
+            f"{function_name}() {fact}; give one value of each list or stack in {self.describe()}"
+        )
+
+    def to_message(self) -> dict[str, Any]:
+        """Return the signature as data that MessagePack has."""
+        return {
+            "parameters": [column.to_message() for column in self.parameters],
+            "result": self.result.to_message(),
+        }
+
+    @classmethod
+    def from_message(cls, message: object) -> Signature:
+        """Return the signature that `to_message` described; *message* is not trusted.
+
+        Raises:
+            ProtocolError: *message* describes no signature.
+        """
+        if (
+            not isinstance(message, dict)
+            or message.keys() != {"parameters", "result"}
+            or not isinstance(message["parameters"], list)
+            or not 1 <= len(message["parameters"]) <= MAX_PARAMETERS
+        ):
+            raise ProtocolError(
+                f"a signature arrived as {reprlib.repr(message)}, not with 1 to {MAX_PARAMETERS} "
+                "parameters and a result; use one version of shmbatch in both processes"
+            )
+        parameters = tuple(Column.from_message(column) for column in message["parameters"])
+        result = Column.from_message(message["result"])
+        names = [column.name for column in parameters]
+        if len(set(names)) != len(names) or result.name != "result":
+            raise ProtocolError(
+                f"a signature arrived with parameters {reprlib.repr(names)} and result "
+                f"{result.name!r}; parameters have different names, a result is named 'result'"
+            )
+        return cls(parameters, result)
+
+
+def signature_of(function: Callable[..., Any], name: str) -> Signature:
+    """Read the signature of a function that is to be batched.
+
+    Args:
+        name: of the function, begins the message of an error, as in ``sums.batch_add``.
+
+    Raises:
+        ConfigError: the function cannot be batched, or an annotation is not supported.
+    """
+    _check_kind(function, name)
+    parameters = inspect.signature(function).parameters
+    if not parameters:
+        raise ConfigError(f"{name} has no parameters; a batch needs at least 1 list or stack")
+    if len(parameters) > MAX_PARAMETERS:
+        raise ConfigError(f"{name} has {len(parameters)} parameters; use at most {MAX_PARAMETERS}")
+    for parameter in parameters.values():
+        _check_parameter(parameter, name)
+    hints = _hints(function, name)
+    empty = inspect.Parameter.empty
+    return Signature(
+        tuple(
+            parse_annotation(hints.get(key, empty), key, f"parameter {key!r} of {name}")
+            for key in parameters
+        ),
+        parse_annotation(hints.get("return", empty), "result", f"result of {name}"),
+    )
+
+
+def source_file(function: Callable[..., Any]) -> Path:
+    """Return the file from which the executor can import *function*.
+
+    Raises:
+        ConfigError: there is none; the function was typed into a session or made by ``exec``.
+    """
+    from pathlib import Path  # 4 ms, for definitions only
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    filename = code.co_filename if isinstance(code, types.CodeType) else ""
+    main = sys.modules.get("__main__")
+    in_session = function.__module__ == "__main__" and not getattr(main, "__file__", None)
+    # A notebook names files that do not exist, for the sake of its tracebacks.
+    if in_session or not Path(filename).is_file():
+        raise ConfigError(
+            f"{function.__qualname__} was not defined in a file (its source is "
+            f"{filename or 'unknown'!r}), so no executor can import it; put it in a file"
+        )
+    return Path(filename).resolve()
+
+
+def _count(number: int) -> str:
+    return f"{number} argument{'' if number == 1 else 's'}"
+
+
+def _check_kind(function: object, name: str) -> None:
+    if isinstance(function, type):
+        raise ConfigError(f"{name} is a class; decorate its batched methods instead")
+    if not inspect.isfunction(function):
+        raise ConfigError(
+            f"{name} is of type {type(function).__name__}; write it with def or async def"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(
+            f"{name} is a generator, which gives its results one by one; "
+            "return a list with one result per input"
+        )
+
+
+def _check_parameter(parameter: inspect.Parameter, name: str) -> None:
+    where = f"parameter {parameter.name!r} of {name}"
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        raise ConfigError(
+            f"{name} takes *{parameter.name}; name each parameter, one column stands for one"
+        )
+    if parameter.kind is parameter.VAR_KEYWORD:
+        raise ConfigError(
+            f"{name} takes **{parameter.name}; name each parameter, one column stands for one"
+        )
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        raise ConfigError(f"{where} is keyword-only, batches are passed by position; drop the '*'")
+    if parameter.default is not parameter.empty:
+        raise ConfigError(
+            f"{where} has a default, but in a batch every call gives a value; drop the default"
+        )
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as error:
+        culprit = _unresolvable(function)
+        where = f"annotation of {culprit} of {name}" if culprit else f"an annotation of {name}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(
+            f"{where} cannot be resolved ({reason}); "
+            "annotate with names that the module has when it runs"
+        ) from error
+
+
+def _unresolvable(function: Callable[..., Any]) -> str:
+    """Name the first parameter whose annotation fails alone, or "" if that cannot be said."""
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        annotations = dict(function.__annotations__)
+    except Exception:  # from Python 3.14 on annotations are evaluated only here
+        return ""
+    for name, annotation in annotations.items():
+        alone = types.SimpleNamespace(__annotations__={name: annotation})
+        try:
+            typing.get_type_hints(alone, namespace, include_extras=True)
+        except Exception:
+            return "the result" if name == "return" else f"parameter {name!r}"
+    return ""

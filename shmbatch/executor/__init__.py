@@ -1,0 +1,1 @@
+"""What runs in the executor process: batcher, poller, staging, runner, loop, control."""

@@ -1,0 +1,201 @@
+"""The executor's loop: look at the rings, launch what is due, complete what is done, wait.
+
+One thread. Each turn::
+
+    commands -> drain every inbox -> complete what must be -> launch the earliest due -> wake
+                                                    nothing to do? wait for the bell
+
+With a device that holds two batches, batch N+1 is launched before batch N is completed, and N's
+callers are woken last. The loop takes the time as an argument of `turn`, so a test can drive it
+with a clock of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..protocol._core import CLOSED, DRAINING, WAKE_ASYNC, WAKE_VIOLATION, ExecutorRing
+from ..protocol.clock import now_ns
+from ..protocol.transport import ExecutorSegment
+from .batcher import NEVER_NS
+from .poller import Poller
+from .served import ServedFunction
+
+if TYPE_CHECKING:
+    from ..protocol._core import Wake
+
+log = logging.getLogger("shmbatch.executor")
+
+_ACTIVE_EVERY_NS = 5_000_000  # how often producers are told how many are active
+_ACTIVE_FOR_NS = 20_000_000  # a producer that called within this time is active
+
+
+class Attached(Protocol):
+    """A producer's connection, as the loop uses it."""
+
+    ring: ExecutorRing
+    segment: ExecutorSegment
+    sock: socket.socket
+    function: ServedFunction
+
+    def close(self) -> None: ...
+
+
+class Loop:
+    """Serves some functions until drained.
+
+    Args:
+        functions: in the order in which ties between them are broken.
+        poller: where to wait.
+        events: the event loop of async functions, if there are any.
+        disconnect: called with a connection whose producer violated the protocol.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[ServedFunction],
+        poller: Poller,
+        events: asyncio.AbstractEventLoop | None,
+        disconnect: Callable[[Attached], None],
+    ) -> None:
+        self._functions = functions
+        self._poller = poller
+        self._events = events
+        self._disconnect = disconnect
+        self._commands: deque[Callable[[], None]] = deque()
+        self._connections: dict[ExecutorRing, Attached] = {}
+        self._draining = False
+        self._stopping = False
+        self._told_ns = 0
+
+    # ---- called from other threads and from signal handlers --------------------------------
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have *command* called by the loop's thread, soon."""
+        self._commands.append(command)
+        self._poller.wake()
+
+    # ---- commands ------------------------------------------------------------------------
+
+    def attach(self, connection: Attached) -> None:
+        self._connections[connection.ring] = connection
+        connection.function.inbox.attach(connection.ring)
+        if self._draining:
+            connection.ring.set_status(DRAINING)
+
+    def detach(self, connection: Attached) -> None:
+        """Drop a producer: its waiting calls never run, its launched ones run for nobody."""
+        if self._connections.pop(connection.ring, None) is not None:
+            connection.function.inbox.detach(connection.ring)
+        connection.close()
+
+    def drain(self) -> None:
+        """Refuse new calls, run those that were published, then end `run`."""
+        if not self._draining:
+            self._draining = True
+            self._tell(DRAINING)
+
+    def stop(self) -> None:
+        """End `run` after the batch in progress; waiting calls are lost."""
+        self.drain()
+        self._stopping = True
+
+    # ---- the loop ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until drained or stopped."""
+        bell = self._poller.bell
+        while not self._stopping:
+            seen = bell.look()  # SYNC bell: before the rings are looked at
+            while self._commands:
+                self._commands.popleft()()
+            until_ns = self.turn(now_ns())
+            awaited = self._events is not None and self._in_flight()
+            if awaited:
+                self._poller.wait_in_loop(self._events, seen, until_ns)
+            elif until_ns and self._draining and until_ns == NEVER_NS:
+                break
+            elif until_ns:
+                self._poller.wait(seen, until_ns)
+        self._tell(CLOSED)
+
+    def turn(self, at_ns: int) -> int:
+        """Do what can be done now; return 0 if something was, else when something will be due.
+
+        `NEVER_NS`: nothing waits.
+        """
+        chosen: ServedFunction | None = None
+        until_ns = NEVER_NS
+        for function in self._functions:
+            waiting = function.inbox.drain(at_ns)
+            batcher = function.batcher
+            batcher.observe(waiting, function.inbox.oldest_ns, at_ns, self._draining)
+            if function.inbox.attention:
+                self._wake(function.inbox.pop_attention())
+            if waiting and function.can_launch():
+                if batcher.reason is None:
+                    until_ns = min(until_ns, batcher.due_ns)
+                elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
+                    chosen = function
+        launched = chosen is not None and chosen.launch()
+        wakes = self._complete(launched)
+        if wakes:
+            self._wake(wakes)
+        if chosen is None and wakes is None:
+            return until_ns
+        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
+            self._tell_active(at_ns)
+        return 0
+
+    def _complete(self, launched: bool) -> list[Wake] | None:
+        """Complete what is done; return whom to wake, or None if nothing was.
+
+        A device with room for another batch keeps the one it has while batches are being
+        launched: it is completed by the turn that finds no more to launch, or no more room.
+        """
+        wakes: list[Wake] | None = None
+        for function in self._functions:
+            flights = function.flights
+            while flights and flights[0].run.done and not (launched and function.can_launch()):
+                woken = function.complete()
+                wakes = (wakes or []) + (woken or [])
+        return wakes
+
+    def _in_flight(self) -> bool:
+        return any(function.flights for function in self._functions)
+
+    def _wake(self, wakes: Sequence[Wake] | None) -> None:
+        for ring, flags, threads, slots in wakes or ():
+            connection = self._connections.get(ring)
+            if connection is None:
+                continue  # its producer is dead already
+            if threads or slots:
+                connection.segment.wake(ring, threads, slots)
+            if flags & WAKE_ASYNC:
+                try:
+                    connection.sock.send(b"!", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except OSError:
+                    pass  # full: its event loop has been woken already; closed: it is gone
+            if flags & WAKE_VIOLATION:
+                log.error("a producer of %s broke the protocol", connection.function.address)
+                self._disconnect(connection)
+                self.detach(connection)
+
+    def _tell(self, status: int) -> None:
+        for ring in self._connections:
+            ring.set_status(status)
+
+    def _tell_active(self, at_ns: int) -> None:
+        self._told_ns = at_ns
+        active = sum(
+            function.inbox.count_active(at_ns - _ACTIVE_FOR_NS) for function in self._functions
+        )
+        if active != self._poller.active:
+            self._poller.active = active
+            for function in self._functions:
+                function.inbox.tell_active(active)

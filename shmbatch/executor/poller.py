@@ -1,0 +1,94 @@
+"""How the executor waits when nothing can be launched: spin, park, or its event loop.
+
+Three places to wait, one bell. Spinning reads the bell; parking announces itself in the bell and
+sleeps through the transport; while async batches are in flight the executor waits in the event
+loop, announces that in the bell, and is woken through a datagram socket. Datagrams because both
+ends say per message that they do not block: no producer can make another one, or the executor,
+wait by what it does to a shared descriptor.
+
+Every wait ends after `SLICE_NS`, whatever a producer has done to the bell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from ..protocol._core import PARKED, POLLING
+from ..protocol.clock import now_ns
+from ..protocol.spinning import Spinning
+from ..protocol.transport import ExecutorTransport
+
+SLICE_NS = 50_000_000
+
+_SPIN_NS = 50_000  # of `auto`
+
+
+class Poller:
+    """Waits for the bell. `wake` may be called from any thread and from signal handlers."""
+
+    def __init__(self, transport: ExecutorTransport, mode: str) -> None:
+        self.bell = transport.bell
+        self.active = 0  # producers that called lately; the loop keeps it up to date
+        self._transport = transport
+        self._spinning = Spinning(mode, _SPIN_NS)
+        self._won = 0
+        self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._inner.setblocking(False)
+
+    def wait(self, seen: int, until_ns: int) -> None:
+        """Return when the bell no longer reads *seen*, or at *until_ns*, or a slice later."""
+        timeout_ns = min(SLICE_NS, until_ns - now_ns())
+        if timeout_ns <= 0:
+            return
+        spinning = self._spinning
+        if spinning.spin_ns:
+            if self.bell.spin(seen, min(spinning.spin_ns, timeout_ns)):
+                self._won += 1
+                return
+            timeout_ns = min(SLICE_NS, until_ns - now_ns())
+        if self.bell.arm(seen, PARKED):
+            try:
+                self._transport.park(seen | PARKED, timeout_ns)
+            finally:
+                self.bell.disarm()
+        spinning.parked(won=self._won, active=self.active)
+
+    def wait_in_loop(self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int) -> None:
+        """As `wait`, running *loop* meanwhile; its `stop` ends the wait too."""
+        timeout_ns = min(SLICE_NS, until_ns - now_ns())
+        if timeout_ns <= 0 or not self.bell.arm(seen, POLLING):
+            loop.call_soon(loop.stop)  # one round, so that tasks get on
+            loop.run_forever()
+            return
+        loop.add_reader(self._inner, self._heard, loop)
+        timer = loop.call_later(timeout_ns / 1e9, loop.stop)
+        try:
+            loop.run_forever()
+        finally:
+            timer.cancel()
+            self.bell.disarm()
+
+    def wake(self) -> None:
+        """End the wait in progress, or the next one."""
+        sleeping = self.bell.ring()
+        if sleeping & PARKED:
+            self._transport.wake()
+        if sleeping & POLLING:
+            try:
+                self.producers_end.send(b"!", socket.MSG_DONTWAIT)
+            except OSError:
+                pass  # full: it has been woken already
+
+    def close(self) -> None:
+        """Close both ends of the socket; idempotent."""
+        self._inner.close()
+        self.producers_end.close()
+
+    def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while True:
+                self._inner.recv(16)
+        except OSError:
+            pass
+        loop.stop()

@@ -1,0 +1,137 @@
+"""The executor process from its name to its end: claim, listen, load, serve, drain, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from ..contract.definition import Definition
+from ..protocol import _core, names
+from ..protocol.spinning import wait_mode
+from ..protocol.transport import executor_transport
+from .control import Control
+from .loop import Loop
+from .poller import Poller
+from .served import ServedFunction
+from .staging import Cpu
+
+log = logging.getLogger("shmbatch.executor")
+
+_TIMER_SLACK_NS = 1_000  # the default, 50 us, would make every deadline that late
+
+
+def serve(
+    name: str,
+    load: Callable[[], Sequence[Definition]],
+    *,
+    transport: str = "linux",
+    wait: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+    supervisor_fd: int | None = None,
+) -> None:
+    """Serve functions under *name* until told to stop. Call it in the main thread.
+
+    SIGTERM, SIGINT and ``shmbatch stop`` drain; a second signal ends the process at once.
+
+    Args:
+        load: returns what to serve; called once the name is ours, so that a refused executor
+            loads nothing.
+        ready: called when producers can attach.
+        supervisor_fd: when its other end closes, the executor drains.
+
+    Raises:
+        NameTaken: a live executor has the name.
+        ConfigError: name, directory, transport or wait is wrong.
+    """
+    mode = wait_mode(wait)
+    with names.NameLock.claim(name) as lock, _listen(str(lock.socket_path)) as listener:
+        definitions = load()
+        sleeping = executor_transport(transport)
+        poller = Poller(sleeping, mode)
+        is_async = any(asyncio.iscoroutinefunction(each.function) for each in definitions)
+        events = asyncio.new_event_loop() if is_async else None
+        functions = [
+            ServedFunction(each, f"{name}.{each.name}", Cpu(), events, sleeping.max_capacity)
+            for each in definitions
+        ]
+        for function in functions:
+            if function.capacity < function.batcher.max_batch_size:
+                log.warning(
+                    "one producer gets %d slots for %s, fewer than max_batch_size %d",
+                    function.capacity,
+                    function.address,
+                    function.batcher.max_batch_size,
+                )
+
+        def drain() -> None:
+            control.refuse()
+            loop.drain()
+
+        def abort(status: int) -> None:
+            sleeping.close()
+            lock.close()
+            os._exit(status)
+
+        def stop(now: bool) -> None:
+            if now:
+                abort(1)
+            loop.post(drain)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if stopped:
+                abort(128 + number)
+            stopped.append(number)
+            loop.post(drain)
+
+        loop = Loop(functions, poller, events, lambda connection: control.disconnect(connection))
+        control = Control(
+            listener,
+            name,
+            {each.definition.name: each for each in functions},
+            sleeping,
+            loop,
+            poller,
+            stop,
+            supervisor_fd,
+        )
+        stopped: list[int] = []
+        _core.set_timer_slack(_TIMER_SLACK_NS)
+        # A full collection over everything that torch brings takes 100 ms; none of it is garbage.
+        gc.collect()
+        gc.freeze()
+        control.start()
+        handlers = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            log.info("%s serves %s", name, ", ".join(each.definition.name for each in functions))
+            ready()
+            loop.run()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for function in functions:
+                function.close()
+            control.close()
+            poller.close()
+            sleeping.close()
+            if events is not None:
+                events.close()
+    log.info("%s has stopped", name)
+
+
+def _listen(path: str) -> socket.socket:
+    """Return a listening socket at *path*, which only this user may connect to."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)  # noqa: PTH101 - the path is text here
+        listener.listen(512)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,208 @@
+"""The protocol of ``ring.h``, one call for each operation; implemented in ``core.c``.
+
+There is no pure-Python version: CPython promises nothing about the order in which another
+process sees two stores, so it would pass every test on x86 and lose calls elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from typing_extensions import Buffer
+
+# (kind, offset, nbytes, carrier, format, shape, allocate); see columns.py for kind and carrier.
+_Column = tuple[int, int, int, Any, str, tuple[int, ...], Callable[[], Buffer] | None]
+
+# (ring, flags, sleeping threads, slots with sleepers): whom to wake.
+Wake = tuple[ExecutorRing, int, int, list[int]]
+
+PENDING: Final[object]
+FAILED: Final[object]
+
+# States of a slot, flags of its word, bits of the bell, status of a connection: see ring.h.
+FREE: Final[int]
+READY: Final[int]
+TAKEN: Final[int]
+DONE: Final[int]
+CANCELLED: Final[int]
+ABANDONED: Final[int]
+WAITER: Final[int]
+ASYNC: Final[int]
+PARKED: Final[int]
+POLLING: Final[int]
+OPEN: Final[int]
+DRAINING: Final[int]
+CLOSED: Final[int]
+
+# Kinds of sleepers on the completion word.
+THREAD: Final[int]
+LOOP: Final[int]
+
+# What `ProducerRing.submit` returns instead of a ticket; all negative.
+SUBMIT_FULL: Final[int]
+SUBMIT_MISFIT: Final[int]
+SUBMIT_CLOSED: Final[int]
+SUBMIT_FORKED: Final[int]
+
+# Flags in what `Batch.complete` and `Inbox.pop_attention` return.
+WAKE_ASYNC: Final[int]
+WAKE_VIOLATION: Final[int]
+
+MAX_COLUMNS: Final[int]
+MAX_CAPACITY: Final[int]
+HEADER_NBYTES: Final[int]
+CONTROL_NBYTES: Final[int]
+
+def set_timer_slack(nanoseconds: int, /) -> None:
+    """Bound how late the kernel may end this thread's sleeps. Linux only."""
+
+class Bell:
+    """The word that all producers of an executor ring, and on which it sleeps."""
+
+    def __new__(cls, memory: Buffer, /) -> Bell: ...
+    def ring(self) -> int:
+        """Ring; return PARKED or POLLING if the executor must be woken, else 0."""
+    def look(self) -> int:
+        """Return the word. Look here before looking at the rings, then spin or arm on it."""
+    def spin(self, seen: int, spin_ns: int, /) -> bool:
+        """Spin until the word is no longer *seen*; False when the time is over. No GIL."""
+    def arm(self, seen: int, bit: int, /) -> bool:
+        """Announce sleep (PARKED) or the event loop (POLLING); False if it rang since *seen*."""
+    def disarm(self) -> None:
+        """Take the announcement back. Only the executor calls this."""
+    def park(self, armed: int, timeout_ns: int, /) -> None:
+        """Sleep on the futex while the word is *armed*. May return early. No GIL."""
+    def wake(self) -> None:
+        """Wake the executor out of `park`. One system call."""
+
+class ProducerRing:
+    """The producer's end of a connection; used by one process, by any of its threads."""
+
+    def __new__(
+        cls,
+        segment: Buffer,
+        capacity: int,
+        indices: int,
+        controls: int,
+        errors: int,
+        error_nbytes: int,
+        columns: tuple[_Column, ...],
+        bell: Buffer,
+        wake: Callable[[int], object],
+        /,
+    ) -> ProducerRing: ...
+    @property
+    def free_slots(self) -> int:
+        """Slots that a submit can claim now; only this process makes it fewer."""
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that created the ring."""
+    @property
+    def status(self) -> int:
+        """OPEN, DRAINING or CLOSED."""
+    @property
+    def active(self) -> int:
+        """How many producers of the executor called lately."""
+    @property
+    def spins_won(self) -> int:
+        """How many polls spun and got their result before the time was over."""
+    def submit(self, values: tuple[Any, ...], flags: int, /) -> int:
+        """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
+
+        Takes only values exactly of their columns' types; anything else is SUBMIT_MISFIT.
+        Cost: one copy; a system call only if the executor sleeps.
+        """
+    def poll(self, ticket: int, spin_ns: int, /) -> Any:
+        """Return the result and free the slot; or PENDING; or FAILED (then call `error`)."""
+    def error(self, ticket: int, /) -> bytes:
+        """Return the error record of a FAILED call and free its slot."""
+    def state(self, ticket: int, /) -> int:
+        """READY, TAKEN or DONE."""
+    def finished(self) -> list[int]:
+        """Return the tickets of calls that are done and not yet polled. Looks at every slot."""
+    def arm(self, ticket: int, bit: int, /) -> int:
+        """Announce a sleeper (WAITER) or an event loop (ASYNC); return the word to park on.
+
+        -1 if the call is done: poll it. The bit stays until then.
+        """
+    def withdraw(self, ticket: int, /) -> int:
+        """Give a call up: CANCELLED (never runs), ABANDONED or DONE (its result is dropped)."""
+    def join_completions(self, kind: int, /) -> int:
+        """Count a sleeper (THREAD) or an event loop (LOOP) and return the word to park on.
+
+        Look for results after this and before parking. -1 where 255 of the kind have joined:
+        do not park, or for one slice only.
+        """
+    def leave_completions(self, kind: int, /) -> None:
+        """Undo `join_completions`."""
+    def park_slot(self, ticket: int, armed: int, timeout_ns: int, /) -> None:
+        """Sleep on the slot's futex while its word is *armed*. No GIL."""
+    def park_completions(self, joined: int, timeout_ns: int, /) -> None:
+        """Sleep on the connection's futex while its word is *joined*. No GIL."""
+
+class ExecutorRing:
+    """The executor's end of a connection."""
+
+    def __new__(
+        cls,
+        segment: Buffer,
+        capacity: int,
+        indices: int,
+        controls: int,
+        errors: int,
+        error_nbytes: int,
+        columns: tuple[_Column, ...],
+        layout_version: int,
+        /,
+    ) -> ExecutorRing: ...
+    def set_status(self, status: int, /) -> None: ...
+    def wake_slot(self, slot: int, /) -> None:
+        """Wake the sleepers on a slot's futex. One system call."""
+    def wake_completions(self) -> None:
+        """Wake the sleepers on the connection's futex. One system call."""
+
+class Batch:
+    """The calls of one batch: rows 0..count-1, in the order in which they were taken."""
+
+    count: int
+    capacity: int
+    oldest_ns: int
+
+    def __new__(cls, capacity: int, /) -> Batch: ...
+    def gather(self, column: int, into: Buffer, /) -> None:
+        """Copy an input column's rows to the start of *into*; neighbours are one copy."""
+    def gather_list(self, column: int, /) -> list[Any]:
+        """Return a scalar input column's values."""
+    def scatter(self, results: Buffer, /) -> None:
+        """Copy one result a row out of a packed, contiguous stack of exactly `count` rows."""
+    def scatter_list(self, results: list[Any], /) -> int:
+        """Store scalar results up to the first misfit; return how many were stored."""
+    def put(self, row: int, value: Any, /) -> bool:
+        """Store one result; False if it is not exactly of the result's type."""
+    def fail(self, row: int, record: bytes, /) -> None:
+        """Make an error record the outcome of one row."""
+    def complete(self) -> list[Wake] | None:
+        """Publish every outcome, empty the batch, and return whom to wake."""
+
+class Inbox:
+    """The executor's ends of all producers of one function."""
+
+    oldest_ns: int
+    attention: int
+    count: int
+
+    def __new__(cls) -> Inbox: ...
+    def attach(self, ring: ExecutorRing, /) -> None: ...
+    def detach(self, ring: ExecutorRing, /) -> None:
+        """Drop the ring and its waiting calls; rows in a batch live until completed."""
+    def drain(self, now_ns: int, /) -> int:
+        """Look at every ring; return how many calls wait.
+
+        Sets `oldest_ns` (their earliest publication), and `attention` where `pop_attention` has
+        something to say.
+        """
+    def take(self, batch: Batch, limit: int, /) -> int:
+        """Fill an empty batch with up to *limit* calls, producers taking turns (I5)."""
+    def pop_attention(self) -> list[Wake] | None:
+        """Return whom to wake because slots of withdrawn calls are free, and who violated."""
+    def count_active(self, since_ns: int, /) -> int: ...
+    def tell_active(self, active: int, /) -> None: ...

@@ -1,0 +1,114 @@
+"""The seam between the protocol and what an operating system offers to sleep on.
+
+Two transports stand behind it: `linux` (sealed memfd, futex words) and `posix` (POSIX shared
+memory and semaphores). A transport creates a segment, parks a thread on a slot, on a
+connection's completions or on the bell, and wakes those that the core names. It decides nothing:
+states, announcements and who must be woken are the core's business, and every park may end early,
+because whoever parks looks again. That is why a semaphore with a stray count in it is harmless.
+
+::
+
+    executor process                                  producer process
+    ----------------                                  ----------------
+    ExecutorTransport.create() -> ExecutorSegment
+        ExecutorSegment.offer() --- handshake ----->  attach(offer, fds) -> ProducerTransport
+        ExecutorSegment.handed_over()
+    ExecutorTransport.park()     <------------------  ProducerTransport.wake_executor()
+    ExecutorSegment.wake()       ------------------>  ProducerTransport.park_slot(),
+                                                      .park_completions()
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ..errors import ConfigError
+from ._core import Bell, ExecutorRing, ProducerRing
+
+TRANSPORTS = ("linux", "posix")
+
+# What goes into the handshake: a message of primitives, and descriptors.
+Offer = tuple[dict[str, Any], list[int]]
+
+
+class ExecutorSegment(Protocol):
+    """One producer's segment, as the executor that created it sees it."""
+
+    memory: mmap.mmap
+
+    def offer(self) -> Offer:
+        """Return what the producer needs to attach: this segment and the bell."""
+
+    def handed_over(self) -> None:
+        """Drop descriptors and names that only the handshake needed; idempotent."""
+
+    def wake(self, ring: ExecutorRing, threads: int, slots: Sequence[int]) -> None:
+        """Wake *threads* sleepers on completions and all sleepers on *slots*."""
+
+
+class ExecutorTransport(Protocol):
+    """The executor's half: owns the bell, creates segments."""
+
+    name: str
+    bell: Bell
+    max_capacity: int  # most slots a segment of this transport can have
+
+    def create(self, nbytes: int, capacity: int) -> ExecutorSegment:
+        """Create a zeroed, fully backed segment.
+
+        Raises:
+            OSError: no memory for it (ENOMEM, ENOSPC) or no descriptor (EMFILE).
+        """
+
+    def park(self, armed: int, timeout_ns: int) -> None:
+        """Sleep until the bell rings, at most *timeout_ns*; may return early."""
+
+    def wake(self) -> None:
+        """Wake the executor out of `park`, from another of its threads."""
+
+    def close(self) -> None:
+        """Remove what has a name; idempotent. Mapped memory lives on with its users."""
+
+
+class ProducerTransport(Protocol):
+    """The producer's half of one connection."""
+
+    memory: mmap.mmap
+    bell_memory: mmap.mmap
+
+    def wake_executor(self) -> None:
+        """Wake the executor out of `ExecutorTransport.park`."""
+
+    def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:
+        """Sleep until the ticket's call is done, at most *timeout_ns*; may return early."""
+
+    def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
+        """Sleep until some call of the connection is done; may return early."""
+
+
+def executor_transport(name: str) -> ExecutorTransport:
+    """Create the executor's half of the transport called *name*."""
+    if name == "linux":
+        from .linux import LinuxExecutor
+
+        return LinuxExecutor()
+    if name == "posix":
+        from .posix import PosixExecutor
+
+        return PosixExecutor()
+    raise ConfigError(f"transport is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
+
+
+def producer_transport(offer: dict[str, Any], fds: Sequence[int]) -> ProducerTransport:
+    """Attach to what an executor offered. The caller keeps and closes *fds*."""
+    if offer["transport"] == "linux":
+        from .linux import LinuxProducer
+
+        return LinuxProducer(offer, fds)
+    if offer["transport"] == "posix":
+        from .posix import PosixProducer
+
+        return PosixProducer(offer, fds)
+    raise ConfigError(f"the executor offers transport {offer['transport']!r}, unknown here")

@@ -1,0 +1,410 @@
+"""Which functions can be batched, how calls bind to them, and every refusal."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import subprocess
+import sys
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from shmbatch.contract.columns import Column
+from shmbatch.contract.signature import Signature, signature_of, source_file
+from shmbatch.errors import ConfigError, InputTypeError, ProtocolError
+
+if TYPE_CHECKING:
+    from nowhere import Missing
+
+XS = Column("xs", "int", "", "int64", ())
+YS = Column("ys", "int", "", "int64", ())
+RESULT = Column("result", "int", "", "int64", ())
+ADD = Signature((XS, YS), RESULT)
+
+
+def refusal(function: Callable[..., Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        signature_of(function, "sums.f")
+    message = str(caught.value)
+    assert "sums.f" in message
+    assert "\n" not in message
+    assert not message.endswith(".")
+    return message
+
+
+def misfit(*args: object, **kwargs: object) -> str:
+    with pytest.raises(InputTypeError) as caught:
+        ADD.bind(args, kwargs, "sums.add")
+    message = str(caught.value)
+    assert message.startswith("sums.add() ")
+    assert message.endswith(
+        "; give one value of each list or stack in (xs: list[int], ys: list[int]) -> list[int]"
+    )
+    return message.removeprefix("sums.add() ").partition(";")[0]
+
+
+# reading
+
+
+def test_a_function_is_read_in_the_order_of_its_definition() -> None:
+    def add(xs: list[int], ys: list[int]) -> list[int]: ...
+
+    assert signature_of(add, "sums.add") == ADD
+    assert ADD.describe() == "(xs: list[int], ys: list[int]) -> list[int]"
+
+
+def test_async_functions_are_read_the_same_way() -> None:
+    async def add(xs: list[int], ys: list[int]) -> list[int]: ...
+
+    assert signature_of(add, "sums.add") == ADD
+
+
+def test_parameters_may_be_positional_only() -> None:
+    def add(xs: list[int], ys: list[int], /) -> list[int]: ...
+
+    assert signature_of(add, "sums.add") == ADD
+
+
+def test_arrays_and_scalars_mix() -> None:
+    def classify(
+        images: Float32[Tensor, "batch 3 8"],  # noqa: F722
+        ids: Int64[np.ndarray, "batch"],  # noqa: F821, UP037
+        hot: list[bool],
+    ) -> Float32[Tensor, "batch 10"]: ...  # noqa: F722
+
+    assert signature_of(classify, "digits.classify").describe() == (
+        '(images: Float32[Tensor, "batch 3 8"], ids: Int64[np.ndarray, "batch"], '
+        'hot: list[bool]) -> Float32[Tensor, "batch 10"]'
+    )
+
+
+def test_a_decorator_that_wraps_does_not_hide_the_signature() -> None:
+    @torch.inference_mode()
+    def add(xs: list[int], ys: list[int]) -> list[int]: ...
+
+    assert signature_of(add, "sums.add") == ADD
+
+
+def test_a_parameter_may_be_called_result() -> None:
+    def double(result: list[int]) -> list[int]: ...
+
+    signature = signature_of(double, "sums.double")
+
+    assert Signature.from_message(signature.to_message()) == signature
+
+
+# refusals at definition
+
+
+def test_a_generator_is_refused() -> None:
+    def f(xs: list[int]) -> Iterator[int]:
+        yield from xs
+
+    assert refusal(f) == (
+        "sums.f is a generator, which gives its results one by one; "
+        "return a list with one result per input"
+    )
+
+
+def test_an_async_generator_is_refused() -> None:
+    async def f(xs: list[int]) -> AsyncIterator[int]:
+        yield xs[0]
+
+    assert refusal(f).startswith("sums.f is a generator")
+
+
+def test_a_class_is_refused() -> None:
+    class Adder:
+        def add(self, xs: list[int]) -> list[int]: ...
+
+    assert refusal(Adder) == "sums.f is a class; decorate its batched methods instead"
+
+
+@pytest.mark.parametrize("thing", [len, functools.partial(print, "x"), np.add])
+def test_what_is_no_python_function_is_refused_with_its_type(thing: Callable[..., Any]) -> None:
+    assert refusal(thing) == (
+        f"sums.f is of type {type(thing).__name__}; write it with def or async def"
+    )
+
+
+def test_no_parameters_are_refused() -> None:
+    def f() -> list[int]: ...
+
+    assert refusal(f) == "sums.f has no parameters; a batch needs at least 1 list or stack"
+
+
+def test_variable_positional_parameters_are_refused() -> None:
+    def f(xs: list[int], *rest: list[int]) -> list[int]: ...
+
+    assert refusal(f).startswith("sums.f takes *rest; name each parameter")
+
+
+def test_variable_keyword_parameters_are_refused() -> None:
+    def f(xs: list[int], **options: list[int]) -> list[int]: ...
+
+    assert refusal(f).startswith("sums.f takes **options; name each parameter")
+
+
+def test_keyword_only_parameters_are_refused() -> None:
+    def f(xs: list[int], *, ys: list[int]) -> list[int]: ...
+
+    assert refusal(f).startswith("parameter 'ys' of sums.f is keyword-only")
+
+
+def test_default_arguments_are_refused() -> None:
+    def f(xs: list[int], ys: list[int] = [1]) -> list[int]: ...  # noqa: B006
+
+    assert refusal(f) == (
+        "parameter 'ys' of sums.f has a default, but in a batch every call gives a value; "
+        "drop the default"
+    )
+
+
+def test_a_default_of_none_is_refused_as_well() -> None:
+    def f(xs: list[int] = None) -> list[int]: ...  # noqa: RUF013
+
+    assert refusal(f).startswith("parameter 'xs' of sums.f has a default")
+
+
+def test_more_parameters_than_a_message_carries_are_refused() -> None:
+    names = ", ".join(f"x{number}: list[int]" for number in range(256))
+    scope: dict[str, Any] = {}
+    exec(f"def f({names}) -> list[int]: ...", scope)
+
+    assert refusal(scope["f"]) == "sums.f has 256 parameters; use at most 255"
+
+
+def test_a_parameter_without_annotation_is_refused() -> None:
+    def f(xs: list[int], ys) -> list[int]: ...
+
+    assert refusal(f).startswith("parameter 'ys' of sums.f has no annotation; supported are")
+
+
+def test_a_result_without_annotation_is_refused() -> None:
+    def f(xs: list[int]): ...
+
+    assert refusal(f).startswith("result of sums.f has no annotation; supported are")
+
+
+def test_an_annotation_that_is_not_supported_is_refused() -> None:
+    def f(xs: list[str]) -> list[int]: ...
+
+    assert refusal(f).startswith("parameter 'xs' of sums.f has annotation list[str]; supported")
+
+
+def test_a_result_of_none_is_refused() -> None:
+    def f(xs: list[int]) -> None: ...
+
+    assert refusal(f).startswith("result of sums.f has annotation None; supported")
+
+
+def test_an_annotation_that_cannot_be_resolved_is_refused_naming_the_parameter() -> None:
+    def f(xs: list[int], ys: list[Missing]) -> list[int]: ...
+
+    assert refusal(f) == (
+        "annotation of parameter 'ys' of sums.f cannot be resolved (NameError: name 'Missing' is "
+        "not defined); annotate with names that the module has when it runs"
+    )
+
+
+def test_a_result_that_cannot_be_resolved_is_refused() -> None:
+    def f(xs: list[int]) -> Missing: ...
+
+    assert refusal(f).startswith("annotation of the result of sums.f cannot be resolved")
+
+
+def test_an_annotation_with_a_mistake_in_it_is_refused_with_that() -> None:
+    def f(xs: list[int]) -> list[int]: ...
+
+    f.__annotations__["xs"] = "list[int"
+
+    assert "annotation of parameter 'xs' of sums.f cannot be resolved (Syntax" in refusal(f)
+
+
+# source files
+
+
+def test_the_source_file_is_where_the_function_stands() -> None:
+    def f(xs: list[int]) -> list[int]: ...
+
+    assert source_file(f) == Path(__file__).resolve()
+    assert source_file(functools.wraps(f)(lambda xs: xs)) == Path(__file__).resolve()
+
+
+@pytest.mark.parametrize("filename", ["<stdin>", "<string>", "<ipython-input-1-2>", "gone.py"])
+def test_a_function_without_a_file_is_refused_with_put_it_in_a_file(filename: str) -> None:
+    scope: dict[str, Any] = {"__name__": "session"}
+    exec(compile("def f(xs: list[int]) -> list[int]: ...", filename, "exec"), scope)
+
+    with pytest.raises(ConfigError) as caught:
+        source_file(scope["f"])
+
+    assert str(caught.value) == (
+        f"f was not defined in a file (its source is {filename!r}), "
+        "so no executor can import it; put it in a file"
+    )
+
+
+def test_a_function_of_a_main_module_without_a_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def f(xs: list[int]) -> list[int]: ...
+
+    f.__module__ = "__main__"
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+
+    with pytest.raises(ConfigError, match="put it in a file"):
+        source_file(f)
+
+
+def test_what_has_no_code_is_refused() -> None:
+    with pytest.raises(ConfigError, match="its source is 'unknown'"):
+        source_file(len)
+
+
+def test_a_session_on_standard_input_is_refused() -> None:
+    program = """
+from shmbatch.contract.signature import source_file
+from shmbatch.errors import ConfigError
+
+def f(xs: list[int]) -> list[int]: ...
+try:
+    source_file(f)
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-"], input=program, capture_output=True, text=True, check=True
+    )
+
+    assert "its source is '<stdin>'" in done.stdout
+    assert "put it in a file" in done.stdout
+
+
+# binding
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((1, 2), {}), ((1,), {"ys": 2}), ((), {"xs": 1, "ys": 2}), ((), {"ys": 2, "xs": 1})],
+)
+def test_arguments_bind_by_position_and_by_name(
+    args: tuple[int, ...], kwargs: dict[str, int]
+) -> None:
+    assert ADD.bind(args, kwargs, "sums.add") == (1, 2)
+
+
+def test_too_many_arguments_are_refused_with_both_counts() -> None:
+    assert misfit(1, 2, 3) == "takes 2 arguments, 3 were given"
+
+
+def test_missing_arguments_are_refused_by_name() -> None:
+    assert misfit(1) == "takes 2 arguments, missing 'ys'"
+    assert misfit() == "takes 2 arguments, missing 'xs', 'ys'"
+
+
+def test_an_unknown_argument_is_refused_by_name() -> None:
+    assert misfit(1, ys=2, zs=3) == "got an unexpected argument 'zs'"
+    assert misfit(1, zs=3) == "got an unexpected argument 'zs'"
+
+
+def test_an_argument_given_twice_is_refused_by_name() -> None:
+    assert misfit(1, xs=2) == "got multiple values for argument 'xs'"
+    assert misfit(1, 2, ys=2) == "got multiple values for argument 'ys'"
+
+
+def test_a_single_argument_is_counted_in_the_singular() -> None:
+    with pytest.raises(InputTypeError, match=r"^sums\.f\(\) takes 1 argument, missing 'xs'"):
+        Signature((XS,), RESULT).bind((), {}, "sums.f")
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.integers(), max_size=4),
+    st.dictionaries(st.sampled_from(["xs", "ys", "zs", "q"]), st.integers()),
+)
+def test_binding_agrees_with_python(count: int, args: list[int], kwargs: dict[str, int]) -> None:
+    columns = tuple(Column(name, "int", "", "int64", ()) for name in ["xs", "ys", "zs"][:count])
+    python = inspect.Signature(
+        [inspect.Parameter(c.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for c in columns]
+    )
+    try:
+        expected = python.bind(*args, **kwargs).args
+    except TypeError:
+        with pytest.raises(InputTypeError):
+            Signature(columns, RESULT).bind(tuple(args), kwargs, "sums.f")
+    else:
+        assert Signature(columns, RESULT).bind(tuple(args), kwargs, "sums.f") == expected
+
+
+# the handshake
+
+parameters = st.lists(
+    st.builds(
+        Column,
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+        st.just("array"),
+        st.sampled_from(["numpy", "torch"]),
+        st.sampled_from(["bool", "uint8", "float32", "complex128"]),
+        st.lists(st.integers(0, 300), max_size=4).map(tuple),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda column: column.name,
+)
+
+
+@given(parameters)
+def test_signatures_survive_the_handshake(columns: list[Column]) -> None:
+    signature = Signature(tuple(columns), RESULT)
+
+    assert Signature.from_message(signature.to_message()) == signature
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": []},
+        {"parameters": None},
+        {"parameters": {"xs": XS.to_message()}},
+        {"parameters": [None]},
+        {"parameters": [XS.to_message(), XS.to_message()]},
+        {"parameters": [XS.to_message()] * 256},
+        {"result": None},
+        {"result": XS.to_message()},
+        {"extra": 1},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_a_malformed_signature_from_a_peer_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match=r"^a (signature|column) arrived "):
+        Signature.from_message(ADD.to_message() | change)
+
+
+@pytest.mark.parametrize("message", [None, [], "", 3, {}, {"parameters": [XS.to_message()]}])
+def test_what_is_no_signature_is_refused(message: object) -> None:
+    with pytest.raises(ProtocolError, match="a signature arrived as "):
+        Signature.from_message(message)
+
+
+plain_data = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.fixed_dictionaries({"parameters": plain_data, "result": plain_data}) | plain_data)
+def test_no_message_does_worse_than_a_protocol_error(message: object) -> None:
+    with pytest.raises(ProtocolError):
+        Signature.from_message(message)
