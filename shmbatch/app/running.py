@@ -30,6 +30,7 @@ class Running:
         self._private = ""
         self._lifeline = -1
         self._outer_wait: str | None = None
+        self._outer_name: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -62,6 +63,7 @@ class Running:
         except BaseException:
             self._end()
             raise
+        self._outer_name = names.resolve(self._app)
         names.advertise(self._app, self._private)
         if self._wait is not None:
             self._outer_wait = os.environ.get("SHMBATCH_WAIT")
@@ -74,7 +76,10 @@ class Running:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        names.withdraw(self._app)
+        if self._outer_name in (None, self._app):
+            names.withdraw(self._app)
+        else:  # it runs in an outer context too
+            names.advertise(self._app, self._outer_name)
         if self._wait is not None:
             if self._outer_wait is None:
                 os.environ.pop("SHMBATCH_WAIT", None)

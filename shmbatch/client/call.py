@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..errors import CallCancelled, CallTimeout, ConfigError, ShmbatchError
-from ..protocol._core import CANCELLED, PENDING
+from ..protocol._core import CANCELLED, FAILED, PENDING
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
 from .connection import Connection
@@ -56,10 +56,10 @@ class FunctionCall:
                 outcome = self._connection.ring.poll(self._ticket, spin_ns)
                 if outcome is PENDING:
                     return False
-                try:
-                    self._settle_as(_VALUE, self._connection.outcome(self._ticket, outcome))
-                except Exception as error:
-                    self._settle_as(_ERROR, error)
+                if outcome is FAILED:
+                    self._settle_as(_ERROR, self._connection.error(self._ticket))
+                else:
+                    self._settle_as(_VALUE, outcome)
         finally:
             self._lock.release()
         return True

@@ -90,13 +90,14 @@ class Connection:
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
         self.pidfd = os.dup(fds[0])
-        self._finish = finisher(self.signature.result, arrays)
+        finish = finisher(self.signature.result, arrays)
         self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
         self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
         self.ring = ProducerRing(
             *ring_arguments(self._transport.memory, self.signature, where),
             self._transport.bell_memory,
             _waker(self._transport, self._loop_socket),
+            finish,
         )
         self.spinning = Spinning(wait, _SPIN_NS)
         # Calls that nobody may be waiting for, whose results can be copied out to make room.
@@ -190,24 +191,26 @@ class Connection:
 
     # ---- waiting -------------------------------------------------------------------------
 
-    def wait(self, ticket: int, deadline_ns: int | None) -> Any:
+    def wait(self, ticket: int, outcome: Any, deadline_ns: int | None) -> Any:
         """Return the call's result; the ticket is over then, and where its error is raised.
+
+        Args:
+            outcome: what `ring.poll` has just returned, PENDING or FAILED.
 
         Raises:
             CallTimeout: *deadline_ns* passed; the call is still pending.
             ExecutorGone, ExecutorClosed: there will be no outcome.
         """
-        outcome = self.ring.poll(ticket, self.spinning.spin_ns)
         while outcome is PENDING:
             self.park(ticket, deadline_ns)
             outcome = self.ring.poll(ticket, 0)
-        return self.outcome(ticket, outcome)
-
-    def outcome(self, ticket: int, outcome: Any) -> Any:
-        """Turn what `ring.poll` returned into the caller's result, or raise the call's error."""
         if outcome is FAILED:
-            raise unpack_exception(self.ring.error(ticket))
-        return outcome if self._finish is None else self._finish(outcome)
+            raise self.error(ticket)
+        return outcome
+
+    def error(self, ticket: int) -> Exception:
+        """Return what a call failed with that `ring.poll` said FAILED of."""
+        return unpack_exception(self.ring.error(ticket))
 
     def park(self, ticket: int, deadline_ns: int | None) -> None:
         """Sleep until the call is done, a slice at a time, or raise as `wait` does."""
@@ -329,7 +332,13 @@ def connect(
             raise ExecutorNotFound(
                 f"the executor of {app!r} does not answer; it may be stopped or overloaded"
             ) from None
-        except (FileNotFoundError, ConnectionRefusedError, EOFError, ConnectionResetError):
+        except (
+            FileNotFoundError,  # nobody has served it yet
+            ConnectionRefusedError,  # nobody listens any more
+            BlockingIOError,  # its queue of connections is full
+            ConnectionResetError,
+            EOFError,
+        ):
             sock.close()
             if remaining_s <= 0:
                 raise ExecutorNotFound(
@@ -351,6 +360,12 @@ def _greet(
     arrays: str,
     wait: str,
 ) -> Connection:
+    uid = control.peer_credentials(sock).uid
+    if uid != os.geteuid():
+        raise HandshakeError(
+            f"the executor of '{address}' runs as uid {uid} and this is uid {os.geteuid()}; "
+            f"run both as one user"
+        )
     control.send(
         sock,
         {

@@ -8,7 +8,7 @@ from typing import Any
 from ..contract.signature import Signature
 from ..errors import ConfigError
 from ..protocol import names
-from ..protocol._core import ASYNC, PENDING, SUBMIT_FORKED, SUBMIT_FULL
+from ..protocol._core import ASYNC, FAILED, PENDING, SUBMIT_FORKED, SUBMIT_FULL
 from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
 from .call import FunctionCall
@@ -131,9 +131,9 @@ class Function:
             connection, ticket = self._submit(args, deadline_ns)
         try:
             outcome = connection.ring.poll(ticket, connection.spinning.spin_ns)
-            if outcome is PENDING:
-                return connection.wait(ticket, deadline_ns)
-            return connection.outcome(ticket, outcome)
+            if outcome is PENDING or outcome is FAILED:
+                return connection.wait(ticket, outcome, deadline_ns)
+            return outcome
         except BaseException:
             _abandon(connection, ticket)
             raise
@@ -145,7 +145,9 @@ class Function:
         try:
             while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
                 await connection.listener.any_outcome([ticket], deadline_ns)
-            return connection.outcome(ticket, outcome)
+            if outcome is FAILED:
+                raise connection.error(ticket)
+            return outcome
         except BaseException:
             _abandon(connection, ticket)
             raise

@@ -75,6 +75,7 @@ def coerce_array(column: Column, value: object, subject: str) -> Array | memoryv
     requires a gradient, and copied only if it is not contiguous or is lazily conjugated.
     """
     raw = column.carrier is memoryview
+    array: Array | np.generic
     if isinstance(value, tensor_type()):
         array = _tensor_array(column, value, raw, subject)
     elif isinstance(value, (np.ndarray, np.generic)):
@@ -84,7 +85,7 @@ def coerce_array(column: Column, value: object, subject: str) -> Array | memoryv
             raise InputTypeError(
                 f"{subject} must be an array without a mask, got a masked array; use .filled()"
             )
-        array = np.asarray(value)
+        array = value
     else:
         _refuse_other(column, value, subject)
     if array.shape != column.shape:
@@ -156,7 +157,7 @@ def _refuse_numpy_dtype(
 
 
 def _refuse_shape(column: Column, shape: tuple[int, ...], subject: str) -> NoReturn:
-    if shape[1:] == column.shape and len(shape) == len(column.shape) + 1:
+    if shape[1:] == column.shape:
         remedy = "one call carries one value, without the batch axis"
     else:
         remedy = f"reshape it, or change the annotation {column.annotation}"

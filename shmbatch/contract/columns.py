@@ -247,4 +247,4 @@ def _shown(annotation: object) -> str:
         return "no annotation"
     if annotation is type(None):  # what typing.get_type_hints() makes of None
         return "annotation None"
-    return f"annotation {inspect.formatannotation(annotation).removeprefix('jaxtyping.')[:200]}"
+    return f"annotation {inspect.formatannotation(annotation).replace('jaxtyping.', '')[:200]}"

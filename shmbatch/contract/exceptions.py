@@ -41,11 +41,14 @@ def pack_exception(error: BaseException, limit: int) -> bytes:
 
 
 def unpack_exception(data: bytes) -> Exception:
-    """Return a new exception that says what `pack_exception` was given; never raises.
+    """Return a new exception that says what `pack_exception` was given.
 
     It is of the original class if that is an `Exception` which this process has, else a
     `RemoteError`; the executor's traceback stands in its notes. ``StopIteration`` becomes a
     `RemoteError` as well: it would end a loop of the caller, and asyncio cannot deliver it.
+
+    Raises:
+        KeyboardInterrupt: sent to this process; nothing else is ever raised.
     """
     import msgspec
 
@@ -88,7 +91,7 @@ def _plain(argument: object) -> object:
     try:
         _encode(argument)
     except BaseException:  # see _text
-        return _text(lambda: repr(argument))
+        return _text(lambda: argument if isinstance(argument, str) else repr(argument))
     return argument
 
 

@@ -32,6 +32,12 @@ class SealReason(enum.Enum):
     DEADLINE = "deadline"
     DRAIN = "drain"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python; this is counted every batch
+
+
+# Looking a member up in its class is slow enough to notice, and is done every turn.
+_SIZE, _DEADLINE, _DRAIN = SealReason
+
 
 class Batcher:
     """Decides for one function.
@@ -59,21 +65,24 @@ class Batcher:
             return
         deadline_ns = oldest_ns + self._wait_ns
         if waiting >= self.max_batch_size:
-            self.reason = SealReason.SIZE
             if self._full_since_ns == NEVER_NS:
                 self._full_since_ns = now_ns
-            self.due_ns = min(self._full_since_ns, deadline_ns)
+            self.reason = _SIZE
+            since_ns = self._full_since_ns
+            self.due_ns = deadline_ns if deadline_ns < since_ns else since_ns
             return
         self._full_since_ns = NEVER_NS
         self.due_ns = deadline_ns
         if deadline_ns <= now_ns:
-            self.reason = SealReason.DEADLINE
+            self.reason = _DEADLINE
         elif draining:
-            self.reason = SealReason.DRAIN
+            self.reason = _DRAIN
             self.due_ns = now_ns
         else:
             self.reason = None
 
-    def sealed(self) -> None:
-        """A batch has just been taken; what is left is full, if at all, since later."""
+    def sealed(self) -> SealReason:
+        """A batch has just been taken; say why. What is left is full, if at all, since later."""
+        assert self.reason is not None, "only what is due is sealed"
         self._full_since_ns = NEVER_NS
+        return self.reason

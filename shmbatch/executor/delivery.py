@@ -46,6 +46,8 @@ class Delivery:
 
     def returned(self, batch: Batch, value: Any) -> int:
         """Write what the function returned; return how many calls got an error."""
+        if batch.scatter(value):
+            return 0
         count = batch.count
         if isinstance(value, list):
             if len(value) == count:
@@ -64,41 +66,36 @@ class Delivery:
 
     def _list(self, batch: Batch, values: list[Any]) -> int:
         failed = 0
-        for row in range(batch.scatter_list(values), batch.count):
-            try:
-                if isinstance(values[row], Exception):
-                    raise values[row]
-                stored = batch.put(row, values[row]) or batch.put(
-                    row, self._result.coerce(values[row], f"result {row} of {self._address}")
-                )
-                assert stored, "the core takes what coerce returns"
-            except InputError as misfit:
-                error = values[row] if misfit is values[row] else ResultError(str(misfit))
-                batch.fail(row, pack_exception(error, self._record_nbytes))
-                failed += 1
-            except Exception as error:
+        for row, value in enumerate(values):
+            error = value if isinstance(value, Exception) else self._put(batch, row, value)
+            if error is not None:
                 batch.fail(row, pack_exception(error, self._record_nbytes))
                 failed += 1
         return failed
 
+    def _put(self, batch: Batch, row: int, value: Any) -> Exception | None:
+        """Store one result; return why it does not fit."""
+        if batch.put(row, value):
+            return None
+        try:
+            value = self._result.coerce(value, f"result {row} of {self._address}")
+        except InputError as misfit:
+            return ResultError(str(misfit))
+        stored = batch.put(row, value)
+        assert stored, "the core takes what coerce returns"
+        return None
+
     def _stack(self, batch: Batch, stack: Any) -> int:
-        result = self._result
-        if not (
-            type(stack) is np.ndarray
-            and stack.dtype == result.wire_dtype
-            and stack.shape[1:] == result.shape
-            and stack.flags.c_contiguous
-            and result.carrier is np.ndarray
-        ):
-            column = self._stacks.get(batch.count)
-            if column is None:
-                column = replace(result, shape=(batch.count, *result.shape))
-                self._stacks[batch.count] = column
-            try:
-                stack = column.coerce(stack, f"result stack of {self._address}")
-            except InputError as misfit:
-                return self.raised(batch, ResultError(str(misfit)))
-        batch.scatter(stack)
+        column = self._stacks.get(batch.count)
+        if column is None:
+            column = replace(self._result, shape=(batch.count, *self._result.shape))
+            self._stacks[batch.count] = column
+        try:
+            packed = column.coerce(stack, f"result stack of {self._address}")
+        except InputError as misfit:
+            return self.raised(batch, ResultError(str(misfit)))
+        stored = batch.scatter(packed)
+        assert stored, "the core takes what coerce returns"
         return 0
 
     def _misfit(self, value: Any, count: int) -> BatchResultError:

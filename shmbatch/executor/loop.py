@@ -136,41 +136,40 @@ class Loop:
             batcher = function.batcher
             batcher.observe(waiting, function.inbox.oldest_ns, at_ns, self._draining)
             if function.inbox.attention:
-                self._wake(function.inbox.pop_attention())
+                self._wake(function.inbox.pop_attention() or ())
             if waiting and function.can_launch():
                 if batcher.reason is None:
                     until_ns = min(until_ns, batcher.due_ns)
                 elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
                     chosen = function
         launched = chosen is not None and chosen.launch()
-        wakes = self._complete(launched)
-        if wakes:
-            self._wake(wakes)
-        if chosen is None and wakes is None:
+        if not self._complete(launched) and chosen is None:
             return until_ns
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
             self._tell_active(at_ns)
         return 0
 
-    def _complete(self, launched: bool) -> list[Wake] | None:
-        """Complete what is done; return whom to wake, or None if nothing was.
+    def _complete(self, launched: bool) -> bool:
+        """Complete what is done, and wake its callers; True if something was.
 
         A device with room for another batch keeps the one it has while batches are being
         launched: it is completed by the turn that finds no more to launch, or no more room.
         """
-        wakes: list[Wake] | None = None
+        completed = False
         for function in self._functions:
             flights = function.flights
-            while flights and flights[0].run.done and not (launched and function.can_launch()):
-                woken = function.complete()
-                wakes = (wakes or []) + (woken or [])
-        return wakes
+            while flights and flights[0].done and not (launched and function.can_launch()):
+                wakes = function.complete()
+                if wakes:
+                    self._wake(wakes)
+                completed = True
+        return completed
 
     def _in_flight(self) -> bool:
         return any(function.flights for function in self._functions)
 
-    def _wake(self, wakes: Sequence[Wake] | None) -> None:
-        for ring, flags, threads, slots in wakes or ():
+    def _wake(self, wakes: Sequence[Wake]) -> None:
+        for ring, flags, threads, slots in wakes:
             connection = self._connections.get(ring)
             if connection is None:
                 continue  # its producer is dead already

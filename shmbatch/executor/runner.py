@@ -1,4 +1,4 @@
-"""Runs a user's function on one batch: at once, or on the event loop for as long as it awaits.
+"""Runs async functions: at once, or on the event loop for as long as they await.
 
 A coroutine that never suspends is stepped to its end right here, a twentieth of the cost of a
 turn of the event loop. So that it cannot tell the difference, that step already runs inside the
@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any
+
+from ..protocol._core import Batch
+from .batcher import SealReason
+from .staging import Event
 
 
 class Run:
-    """One execution: `done`, and then `value` or `error`."""
+    """One execution of a batch: `done`, and then `value` or `error`."""
 
-    __slots__ = ("done", "error", "value")
+    # Class-level defaults: a run is made for each batch, and most of it is never touched.
+    done = False
+    value: Any = None
+    error: BaseException | None = None
+    event: Event | None = None  # when `value` is on the host; None: it is
 
-    def __init__(self) -> None:
-        self.done = False
-        self.value: Any = None
-        self.error: BaseException | None = None
+    def __init__(self, batch: Batch, reason: SealReason) -> None:
+        self.batch = batch
+        self.reason = reason
 
     def returned(self, value: Any) -> None:
         self.value = value
@@ -34,46 +40,30 @@ class Run:
         self.done = True
 
 
-class Runner:
-    """Runs one function; at most one execution of an async function at a time.
+class AsyncRunner:
+    """Runs one async function; at most one execution at a time.
 
     Args:
         function: takes one list or stack a parameter.
-        loop: where async functions suspend; None if *function* is not one.
+        loop: where it suspends.
     """
 
     def __init__(
-        self, function: Callable[..., Any], loop: asyncio.AbstractEventLoop | None
+        self, function: Callable[..., Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._function = function
         self._loop = loop
         self._host: _Host | None = None
 
-    def start(self, inputs: tuple[Any, ...]) -> Run:
-        """Call the function; the run is done unless the function awaits something.
-
-        Whatever the function raises, even SystemExit, becomes the run's error.
-        """
-        run = Run()
-        try:
-            if self._loop is None:
-                run.returned(self._function(*inputs))
-                return run
-            coroutine = self._function(*inputs)
-            if not inspect.iscoroutine(coroutine):
-                run.returned(coroutine)
-                return run
-        except BaseException as error:
-            run.raised(error)
-            return run
+    def start(self, run: Run, inputs: Sequence[Any]) -> None:
+        """Call the function; the run is done unless the function awaits something."""
         if self._host is None or self._host.task.done():
             self._host = _Host(self._loop)
-        self._host.step(coroutine, run)
-        return run
+        self._host.step(self._function(*inputs), run)
 
     def close(self) -> None:
         """End the waiting task; a coroutine in it is cancelled. Idempotent."""
-        if self._host is not None and self._loop is not None:
+        if self._host is not None:
             self._host.task.cancel()
             self._loop.run_until_complete(asyncio.wait({self._host.task}, timeout=1))
             self._host = None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract.batching import slot_capacity
 from ..contract.definition import Definition
 from ..contract.wire import column_nbytes, segment_layout
 from ..protocol import layout
 from ..protocol._core import Batch, Inbox
-from .batcher import Batcher, SealReason
+from .batcher import Batcher
 from .delivery import Delivery
-from .runner import Run, Runner
-from .staging import Device, Event, Staging
+from .runner import AsyncRunner, Run
+from .staging import Device, Event, Staging, ToHost
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 # What one producer's segment for one function may take, unless slots= says otherwise.
 SEGMENT_LIMIT_NBYTES = 256 << 20
-
-
-class Flight:
-    """A batch that has been launched and not completed."""
-
-    __slots__ = ("batch", "event", "result", "run")
-
-    def __init__(self, batch: Batch, run: Run) -> None:
-        self.batch = batch
-        self.run = run
-        self.result: object = None
-        self.event: Event | None = None
 
 
 class ServedFunction:
@@ -58,8 +46,8 @@ class ServedFunction:
         self.address = address
         self.inbox = Inbox()
         self.batcher = Batcher(parameters.max_batch_size, parameters.wait_ns)
-        self.statistics = Statistics()
-        self.flights: deque[Flight] = deque()
+        self.statistics = Statistics(parameters.max_batch_size)
+        self.flights: deque[Run] = deque()  # launched and not completed, oldest first
         self.capacity = min(
             max_capacity,
             slot_capacity(
@@ -71,10 +59,16 @@ class ServedFunction:
         )
         self.layout = segment_layout(signature, self.capacity)
         self.is_async = inspect.iscoroutinefunction(definition.function)
-        self._device = device
         self._depth = 1 if self.is_async else device.depth
         self._staging = Staging(signature, parameters.max_batch_size, device)
-        self._runner = Runner(definition.function, loop if self.is_async else None)
+        self._to_host = device.to_host
+        self._function = device.wrap(definition.function)
+        self._runner: AsyncRunner | None = None
+        self._start = self._start_sync
+        if self.is_async:
+            assert loop is not None, "async functions need an event loop"
+            self._runner = AsyncRunner(self._function, loop)
+            self._start = self._runner.start
         self._delivery = Delivery(address, signature.result, self.layout.error_nbytes)
         self._batches = [Batch(parameters.max_batch_size) for _ in range(self._depth)]
 
@@ -87,65 +81,54 @@ class ServedFunction:
 
         A synchronous function on the CPU has run when this returns.
         """
-        reason = self.batcher.reason
-        assert reason is not None, "only what is due is launched"
         batch = self._batches.pop()
         if not self.inbox.take(batch, self.batcher.max_batch_size):
             self._batches.append(batch)
             return False
-        self.batcher.sealed()
-        self._count(batch.count, reason)
-        flight = Flight(batch, self._run(batch))
-        self.flights.append(flight)
-        if flight.run.done:
-            self._fetch(flight)
+        run = Run(batch, self.batcher.sealed())
+        self.flights.append(run)
+        try:
+            self._start(run, self._staging.gather(batch))
+        except BaseException as error:  # whatever it is, even SystemExit, the callers get it
+            run.raised(error)
+        else:
+            if run.done and self._to_host is not None:
+                self._fetch(run, self._to_host)
         return True
 
     def complete(self) -> list[Wake] | None:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
-        flight = self.flights.popleft()
-        batch, run = flight.batch, flight.run
-        if flight.event is None:
-            self._fetch(flight)
+        run = self.flights.popleft()
+        batch = run.batch
+        if run.event is not None:
+            self._wait(run, run.event)
         if run.error is None:
-            try:
-                assert flight.event is not None
-                flight.event.wait()
-                failed = self._delivery.returned(batch, flight.result)
-            except Exception as error:
-                failed = self._delivery.raised(batch, error)
+            failed = self._delivery.returned(batch, run.value)
         else:
             failed = self._delivery.raised(batch, run.error)
-        self.statistics.calls_done += batch.count
-        self.statistics.calls_failed += failed
-        try:
-            return batch.complete()
-        finally:
-            self._batches.append(batch)
+        self.statistics.count(batch.count, failed, run.reason)
+        wakes = batch.complete()
+        self._batches.append(batch)
+        return wakes
 
     def close(self) -> None:
         """End what the runner still awaits. Idempotent."""
-        self._runner.close()
+        if self._runner is not None:
+            self._runner.close()
 
-    def _run(self, batch: Batch) -> Run:
+    def _start_sync(self, run: Run, inputs: list[Any]) -> None:
+        run.value = self._function(*inputs)
+        run.done = True
+
+    def _fetch(self, run: Run, to_host: ToHost) -> None:
+        """Start copying the results back."""
         try:
-            inputs = self._staging.gather(batch)
-            with self._device.compute():
-                return self._runner.start(inputs)
+            run.value, run.event = to_host(run.value)
         except Exception as error:
-            run = Run()
             run.raised(error)
-            return run
 
-    def _fetch(self, flight: Flight) -> None:
-        """Start copying results back, and note when they will be there."""
-        if flight.run.error is None:
-            try:
-                flight.result = self._device.to_host(flight.run.value)
-                flight.event = self._device.record()
-            except Exception as error:
-                flight.run.raised(error)
-
-    def _count(self, size: int, reason: SealReason) -> None:
-        self.statistics.batch_sizes[size] += 1
-        self.statistics.sealed[reason] += 1
+    def _wait(self, run: Run, event: Event) -> None:
+        try:
+            event.wait()
+        except Exception as error:
+            run.raised(error)

@@ -8,15 +8,15 @@ never waits for a copy that is under way. Between host and function stands a `De
     slots --gather--> host buffer --to_device--> f(...) --to_host--> host result --scatter--> slots
                       one a column   H2D stream  compute   D2H stream
 
-A device's copies may be asynchronous; `Event` says when the results of a batch are on the host,
-and nothing of the batch may be reused or read before. `Cpu` has null streams: its copies are the
-buffers themselves, and its events have always happened.
+A device's copies may be asynchronous; an `Event` says when the results of a batch are on the
+host, and nothing of the batch may be reused or read before. `Cpu` has null streams: its copies
+are the buffers themselves.
 """
 
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,63 +33,43 @@ class Event(Protocol):
         """Block until then, asleep."""
 
 
+ToHost = Callable[[Any], tuple[Any, Event]]
+
+
 class Device(Protocol):
-    """Where a function runs."""
+    """Where functions run."""
 
     depth: int  # batches in flight
+    # Start copying gathered rows to the device; return what the function gets. None: it gets
+    # the host's memory.
+    to_device: Callable[[Any], Any] | None
+    # Start copying a result back; return it as it will be on the host, and when. None: it is.
+    to_host: ToHost | None
 
     def host_buffer(self, column: Column, rows: int) -> tuple[Any, Any]:
         """Return (writable buffer to gather into, the same memory as `to_device` takes it)."""
 
-    def to_device(self, staged: Any) -> Any:
-        """Start copying gathered rows to the device; return what the function gets."""
-
-    def compute(self) -> AbstractContextManager[Any]:
-        """What the function runs under; it must see all of `to_device`'s copies."""
-
-    def to_host(self, result: Any) -> Any:
-        """Start copying the function's result back; return what it will be on the host."""
-
-    def record(self) -> Event:
-        """Return the event after everything started so far."""
-
-
-class _Happened:
-    def wait(self) -> None:
-        pass
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return *function* as it is to be called: after all of `to_device`'s copies."""
 
 
 class Cpu:
-    """Functions on the CPU: null streams."""
+    """Functions on the CPU: null streams, and everything has always happened."""
 
     depth = 1
-
-    def __init__(self) -> None:
-        self._now = _Happened()
-        self._nothing = nullcontext()
+    to_device = None
+    to_host = None
 
     def host_buffer(self, column: Column, rows: int) -> tuple[Any, Any]:
-        shape = (rows, *column.shape)
+        array = np.zeros((rows, *column.shape), column.wire_dtype)
         if column.library == "numpy":
-            array = np.zeros(shape, column.wire_dtype)
             return array, array
         torch = importlib.import_module("torch")
-        # Made as bytes: numpy lacks some of torch's dtypes, torch has all of numpy's.
-        array = np.zeros(shape, column.wire_dtype)
+        # numpy lacks some of torch's dtypes; torch has all of numpy's, and views the rest.
         return array, torch.from_numpy(array).view(getattr(torch, column.dtype))
 
-    def to_device(self, staged: Any) -> Any:
-        return staged
-
-    def compute(self) -> AbstractContextManager[Any]:
-        return self._nothing
-
-    def to_host(self, result: Any) -> Any:
-        return result
-
-    def record(self) -> Event:
-        return self._now
-
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
 class Staging:
     """Gathers the inputs of one function's batches.
@@ -99,29 +79,34 @@ class Staging:
     """
 
     def __init__(self, signature: Signature, rows: int, device: Device) -> None:
-        self._device = device
-        self._sets = [
-            [
-                None if column.kind != "array" else device.host_buffer(column, rows)
-                for column in signature.parameters
-            ]
-            for _ in range(device.depth + 1 if device.depth > 1 else 1)
-        ]
+        self._to_device = device.to_device
+        # One set for each batch in flight, and one to gather into meanwhile: the host buffers
+        # by column, None for scalars; and the same memory by number of its column.
+        self._sets: list[tuple[list[Any], list[tuple[int, Any]]]] = []
+        for _ in range(1 if device.depth == 1 else device.depth + 1):
+            hosts: list[Any] = []
+            staged: list[tuple[int, Any]] = []
+            for number, column in enumerate(signature.parameters):
+                if column.kind == "array":
+                    host, twin = device.host_buffer(column, rows)
+                    hosts.append(host)
+                    staged.append((number, twin))
+                else:
+                    hosts.append(None)
+            self._sets.append((hosts, staged))
         self._turn = 0
 
-    def gather(self, batch: Batch) -> tuple[Any, ...]:
+    def gather(self, batch: Batch) -> list[Any]:
         """Return the batch's inputs on the device, one list or stack a parameter.
 
         The stacks belong to the staging: they stay valid until the batch is complete.
         """
-        buffers = self._sets[self._turn]
-        self._turn = (self._turn + 1) % len(self._sets)
-        inputs = []
-        for number, pair in enumerate(buffers):
-            if pair is None:
-                inputs.append(batch.gather_list(number))
-            else:
-                host, staged = pair
-                batch.gather(number, host)
-                inputs.append(self._device.to_device(staged[: batch.count]))
-        return tuple(inputs)
+        hosts, staged = self._sets[self._turn]
+        if len(self._sets) > 1:
+            self._turn = (self._turn + 1) % len(self._sets)
+        inputs = batch.gather(hosts)
+        for number, twin in staged:
+            inputs[number] = twin[: batch.count]
+            if self._to_device is not None:
+                inputs[number] = self._to_device(inputs[number])
+        return inputs

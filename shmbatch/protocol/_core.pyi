@@ -88,8 +88,12 @@ class ProducerRing:
         columns: tuple[_Column, ...],
         bell: Buffer,
         wake: Callable[[int], object],
+        finish: Callable[[Any], Any] | None,
         /,
-    ) -> ProducerRing: ...
+    ) -> ProducerRing:
+        """*wake* is called with the bell's bits when the executor sleeps; *finish* makes of a
+        result what `poll` returns."""
+
     @property
     def free_slots(self) -> int:
         """Slots that a submit can claim now; only this process makes it fewer."""
@@ -168,14 +172,17 @@ class Batch:
     oldest_ns: int
 
     def __new__(cls, capacity: int, /) -> Batch: ...
-    def gather(self, column: int, into: Buffer, /) -> None:
-        """Copy an input column's rows to the start of *into*; neighbours are one copy."""
-    def gather_list(self, column: int, /) -> list[Any]:
-        """Return a scalar input column's values."""
-    def scatter(self, results: Buffer, /) -> None:
-        """Copy one result a row out of a packed, contiguous stack of exactly `count` rows."""
-    def scatter_list(self, results: list[Any], /) -> int:
-        """Store scalar results up to the first misfit; return how many were stored."""
+    def gather(self, buffers: list[Any], /) -> list[Any]:
+        """Copy the inputs of all rows; return one item a column.
+
+        That is a list of values for a scalar column, whose buffer is None, else the buffer with
+        the rows at its start. Neighbouring slots are one copy.
+        """
+    def scatter(self, results: object, /) -> bool:
+        """Store one result a row out of a list of scalars or a packed stack of `count` rows.
+
+        False if it is not exactly of the result's type; some rows may have been written then.
+        """
     def put(self, row: int, value: Any, /) -> bool:
         """Store one result; False if it is not exactly of the result's type."""
     def fail(self, row: int, record: bytes, /) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from shmbatch.errors import ConfigError
+from ..errors import ConfigError
 
 # About 146 years, in seconds. A longer timeout is "for ever": its deadline would not fit the
 # 64-bit nanoseconds that the core counts in.

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from shmbatch.errors import HandshakeError, ProtocolError
+from ..errors import HandshakeError, ProtocolError
 
 MESSAGE_LIMIT = 128 * 1024  # bytes; well inside the default socket buffer of 208 KiB
 SO_PEERPIDFD = 77  # Linux 6.5; the socket module does not name it

@@ -539,7 +539,8 @@ typedef struct {
     ring_producer ring;
     Py_buffer bell_memory;
     _Atomic uint32_t *bell;
-    PyObject *wake; /* called with the bell's bits when the executor sleeps */
+    PyObject *wake;   /* called with the bell's bits when the executor sleeps */
+    PyObject *finish; /* makes of a result what the caller gets; None: it is that */
     uint64_t token; /* the process that may use this end */
     uint32_t *generations;
     uint8_t *own;
@@ -563,6 +564,7 @@ producer_dealloc(producer *self)
         PyBuffer_Release(&self->bell_memory);
     }
     Py_XDECREF(self->wake);
+    Py_XDECREF(self->finish);
     PyMem_Free(self->generations);
     PyMem_Free(self->own);
     PyMem_Free(self->free);
@@ -574,12 +576,12 @@ static PyObject *
 producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)kwargs;
-    PyObject *segment, *columns, *bell_buffer, *wake;
+    PyObject *segment, *columns, *bell_buffer, *wake, *finish;
     unsigned capacity;
     Py_ssize_t indices_offset, controls_offset, errors_offset, error_nbytes;
-    if (!PyArg_ParseTuple(args, "OInnnnO!OO:ProducerRing", &segment, &capacity, &indices_offset,
+    if (!PyArg_ParseTuple(args, "OInnnnO!OOO:ProducerRing", &segment, &capacity, &indices_offset,
                           &controls_offset, &errors_offset, &error_nbytes, &PyTuple_Type, &columns,
-                          &bell_buffer, &wake)) {
+                          &bell_buffer, &wake, &finish)) {
         return NULL;
     }
     producer *self = new_self(type);
@@ -595,6 +597,7 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->bell = self->bell_memory.buf;
     self->wake = Py_NewRef(wake);
+    self->finish = Py_NewRef(finish);
     self->token = process_token();
     self->ring.words = self->shared.words;
     self->generations = PyMem_Calloc(capacity, sizeof(uint32_t));
@@ -853,6 +856,11 @@ producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
     PyObject *result = producer_decode(self, index);
     ring_release(&self->ring, index);
     producer_put_back(self, index);
+    if (result != NULL && self->finish != Py_None) {
+        PyObject *finished = PyObject_CallFunctionObjArgs(self->finish, result, NULL);
+        Py_DECREF(result);
+        return finished;
+    }
     return result;
 }
 
@@ -1270,10 +1278,10 @@ row_column(const row *at, Py_ssize_t number)
 }
 
 static int
-batch_check(const batch *self, Py_ssize_t number)
+batch_check(const batch *self)
 {
-    if (self->count == 0 || number >= self->rows[0].ring->shared.column_count) {
-        PyErr_SetString(PyExc_IndexError, "no such column, or an empty batch");
+    if (self->count == 0) {
+        PyErr_SetString(PyExc_ValueError, "the batch is empty");
         return -1;
     }
     return 0;
@@ -1302,52 +1310,9 @@ batch_copy(const batch *self, Py_ssize_t number, char *packed, bool to_slots)
     }
 }
 
-static int
-batch_copy_buffer(const batch *self, Py_ssize_t number, PyObject *buffer, bool to_slots)
-{
-    Py_buffer view;
-    if (PyObject_GetBuffer(buffer, &view, to_slots ? PyBUF_SIMPLE : PyBUF_WRITABLE) != 0) {
-        return -1;
-    }
-    Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
-    int status = 0;
-    if (view.len < nbytes || (to_slots && view.len != nbytes)) {
-        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", view.len, nbytes);
-        status = -1;
-    } else if (nbytes >= RELEASE_GIL_NBYTES) {
-        Py_BEGIN_ALLOW_THREADS
-        batch_copy(self, number, view.buf, to_slots);
-        Py_END_ALLOW_THREADS
-    } else {
-        batch_copy(self, number, view.buf, to_slots);
-    }
-    PyBuffer_Release(&view);
-    return status;
-}
-
-/* gather(column, buffer): copy the rows of an input column to the start of *buffer*. */
 static PyObject *
-batch_gather(batch *self, PyObject *const *args, Py_ssize_t nargs)
+batch_gather_scalars(const batch *self, Py_ssize_t number)
 {
-    if (arguments(nargs, 2) != 0) {
-        return NULL;
-    }
-    Py_ssize_t number = PyLong_AsSsize_t(args[0]);
-    if (PyErr_Occurred() || number < 0 || batch_check(self, number) != 0
-        || batch_copy_buffer(self, number, args[1], false) != 0) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-/* gather_list(column) -> list: the values of a scalar input column. */
-static PyObject *
-batch_gather_list(batch *self, PyObject *column_number)
-{
-    Py_ssize_t number = PyLong_AsSsize_t(column_number);
-    if (PyErr_Occurred() || number < 0 || batch_check(self, number) != 0) {
-        return NULL;
-    }
     PyObject *values = PyList_New(self->count);
     for (unsigned i = 0; values != NULL && i < self->count; i++) {
         const column *from = row_column(&self->rows[i], number);
@@ -1359,37 +1324,118 @@ batch_gather_list(batch *self, PyObject *column_number)
     return values;
 }
 
-/* scatter(buffer): copy one result a row out of a packed, contiguous stack. */
 static PyObject *
-batch_scatter(batch *self, PyObject *buffer)
+batch_gather_array(const batch *self, Py_ssize_t number, PyObject *buffer)
 {
-    if (batch_check(self, -1) != 0 || batch_copy_buffer(self, -1, buffer, true) != 0) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE) != 0) {
         return NULL;
     }
-    Py_RETURN_NONE;
+    Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
+    bool fits = view.len >= nbytes;
+    if (!fits) {
+        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", view.len, nbytes);
+    } else if (nbytes >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        batch_copy(self, number, view.buf, false);
+        Py_END_ALLOW_THREADS
+    } else {
+        batch_copy(self, number, view.buf, false);
+    }
+    PyBuffer_Release(&view);
+    return fits ? Py_NewRef(buffer) : NULL;
 }
 
-/* scatter_list(list) -> int: store scalar results up to the first that is not exactly of the
- * result's type; return how many were stored. */
+/* gather(buffers) -> list: the inputs of all rows, one item a column: a list of the values of a
+ * scalar column, whose buffer is None; or the buffer, with the rows at its start. */
 static PyObject *
-batch_scatter_list(batch *self, PyObject *values)
+batch_gather(batch *self, PyObject *buffers)
 {
-    if (batch_check(self, -1) != 0) {
+    if (batch_check(self) != 0) {
         return NULL;
     }
-    if (!PyList_Check(values) || PyList_Size(values) != (Py_ssize_t)self->count) {
-        PyErr_SetString(PyExc_ValueError, "expected a list with one value a row");
+    const ends *shared = &self->rows[0].ring->shared;
+    if (!PyList_Check(buffers) || PyList_Size(buffers) != shared->column_count) {
+        PyErr_SetString(PyExc_ValueError, "expected a list with one buffer, or None, a column");
         return NULL;
     }
-    unsigned i = 0;
-    for (; i < self->count; i++) {
-        const column *to = row_column(&self->rows[i], -1);
-        char *at = value_at(to, self->rows[i].index);
-        if (to->kind == KIND_ARRAY || !scalar_encode(to->kind, PyList_GetItem(values, i), at)) {
-            break;
+    PyObject *inputs = PyList_New(shared->column_count);
+    for (Py_ssize_t number = 0; inputs != NULL && number < shared->column_count; number++) {
+        PyObject *buffer = PyList_GetItem(buffers, number);
+        PyObject *input = shared->columns[number].kind == KIND_ARRAY
+                              ? batch_gather_array(self, number, buffer)
+                              : batch_gather_scalars(self, number);
+        if (input == NULL || PyList_SetItem(inputs, number, input) != 0) {
+            Py_CLEAR(inputs);
         }
     }
-    return PyLong_FromUnsignedLong(i);
+    return inputs;
+}
+
+/* Scatter a list of scalars if all are exactly of the result's type; 1 done, 0 not, -1 error. */
+static int
+batch_scatter_scalars(batch *self, PyObject *values)
+{
+    if (!PyList_CheckExact(values) || PyList_Size(values) != (Py_ssize_t)self->count) {
+        return 0;
+    }
+    for (unsigned i = 0; i < self->count; i++) {
+        const column *to = row_column(&self->rows[i], -1);
+        char *at = value_at(to, self->rows[i].index);
+        if (!scalar_encode(to->kind, PyList_GetItem(values, i), at)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Scatter a stack if it is exactly of the result's carrier, dtype and row shape, and packed. For
+ * the carrier of raw bytes, a memoryview, all rows stand behind each other. */
+static int
+batch_scatter_stack(batch *self, PyObject *stack)
+{
+    const column *to = row_column(&self->rows[0], -1);
+    Py_buffer view;
+    if ((PyObject *)Py_TYPE(stack) != to->carrier) {
+        return 0;
+    }
+    if (PyObject_GetBuffer(stack, &view, PyBUF_ND | PyBUF_FORMAT) != 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    Py_ssize_t nbytes = to->nbytes * self->count;
+    bool raw = (PyObject *)Py_TYPE(stack) == (PyObject *)&PyMemoryView_Type;
+    int fits = view.len == nbytes && strcmp(view.format, to->format) == 0;
+    if (!raw) {
+        fits = fits && view.ndim == to->ndim + 1 && view.shape[0] == (Py_ssize_t)self->count
+               && (to->ndim == 0
+                   || memcmp(&view.shape[1], to->shape, (size_t)to->ndim * sizeof(Py_ssize_t))
+                          == 0);
+    }
+    if (fits && nbytes >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        batch_copy(self, -1, view.buf, true);
+        Py_END_ALLOW_THREADS
+    } else if (fits) {
+        batch_copy(self, -1, view.buf, true);
+    }
+    PyBuffer_Release(&view);
+    return fits;
+}
+
+/* scatter(results) -> bool: store one result a row out of a list of scalars or a packed stack;
+ * False if it is not exactly that. Rows may have been written then, but nobody looks before
+ * complete(). */
+static PyObject *
+batch_scatter(batch *self, PyObject *results)
+{
+    if (batch_check(self) != 0) {
+        return NULL;
+    }
+    int stored = row_column(&self->rows[0], -1)->kind == KIND_ARRAY
+                     ? batch_scatter_stack(self, results)
+                     : batch_scatter_scalars(self, results);
+    return PyBool_FromLong(stored);
 }
 
 static row *
@@ -1522,10 +1568,8 @@ batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyMethodDef batch_methods[] = {
-    {"gather", (PyCFunction)(void (*)(void))batch_gather, METH_FASTCALL, NULL},
-    {"gather_list", (PyCFunction)batch_gather_list, METH_O, NULL},
+    {"gather", (PyCFunction)batch_gather, METH_O, NULL},
     {"scatter", (PyCFunction)batch_scatter, METH_O, NULL},
-    {"scatter_list", (PyCFunction)batch_scatter_list, METH_O, NULL},
     {"put", (PyCFunction)(void (*)(void))batch_put, METH_FASTCALL, NULL},
     {"fail", (PyCFunction)(void (*)(void))batch_fail, METH_FASTCALL, NULL},
     {"complete", (PyCFunction)batch_complete, METH_NOARGS, NULL},

@@ -26,7 +26,7 @@ def usable_cpus() -> int:
     limits = [len(os.sched_getaffinity(0))]
     for quota, period in _quotas():
         limits.append(-(-quota // period))
-    return max(1, min(limits))
+    return min(limits)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from shmbatch.errors import ConfigError, NameTaken
+from ..errors import ConfigError, NameTaken
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 SOCKET_PATH_LIMIT = 107  # bytes; sun_path of sockaddr_un has 108, the last of them zero

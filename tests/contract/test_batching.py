@@ -44,7 +44,7 @@ def test_what_stands_within_the_bounds_is_kept(size: int, wait_ms: float, wait_n
         (True, "True"),
         (2.0, "2.0"),
         ("2", "'2'"),
-        ("2" * 200, "..."),
+        ("2" * 200, "'" + "2" * 96 + "..."),
         (None, "NoneType"),
         pytest.param(10**5000, "an int of 16610 bits", id="too long to print"),
     ],
@@ -55,9 +55,7 @@ def test_a_batch_size_out_of_bounds_is_refused_with_value_and_bounds(
     with pytest.raises(ConfigError) as caught:
         batch_parameters(size, 1)
 
-    message = str(caught.value)
-    assert message.startswith("max_batch_size is ")
-    assert message.endswith(f"{shown}; use an int from 1 to 65536")
+    assert str(caught.value) == f"max_batch_size is {shown}; use an int from 1 to 65536"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shmbatch.contract import exceptions
 from shmbatch.contract.exceptions import MIN_LIMIT, pack_exception, unpack_exception
 from shmbatch.errors import BatchResultError, RemoteError
 
@@ -57,6 +58,28 @@ class Reduced(Exception):
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
         return type(self), (self.code, self.reason)
+
+
+class MadeElsewhere(Exception):
+    def __reduce__(self) -> Any:
+        return print, ("not", "these")
+
+
+class Placed(Exception):
+    place = "executor"
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{getattr(self, 'code', 'nothing')} in the {self.place}"
+
+
+class Impostor(Exception):
+    """Calling it gives no exception at all."""
+
+    def __new__(cls, text: str) -> Any:
+        return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +202,22 @@ def test_a_class_that_says_how_to_rebuild_it_is_rebuilt_that_way() -> None:
     assert (arrived.code, str(arrived)) == (5, "late (5)")
 
 
+def test_a_class_that_only_something_else_rebuilds_is_called_with_its_args() -> None:
+    arrived = travel(MadeElsewhere("text"))
+
+    assert type(arrived) is MadeElsewhere
+    assert arrived.args == ("text",)
+
+
+def test_what_init_sets_is_kept_even_where_the_text_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = pack_exception(Placed(5), AMPLE)
+    monkeypatch.setattr(Placed, "place", "producer")
+
+    assert str(unpack_exception(packed)) == "5 in the producer"
+
+
 def test_file_names_of_operating_system_errors_survive() -> None:
     arrived = travel(FileNotFoundError(2, "No such file or directory", "gone.txt"))
 
@@ -206,7 +245,17 @@ def test_an_exception_that_takes_no_notes_still_arrives() -> None:
 def test_arguments_that_messagepack_lacks_become_their_repr() -> None:
     arrived = travel(Plain(threading.Lock, 1j, "text", 2**70, "\ud800"))
 
-    assert arrived.args == (repr(threading.Lock), "1j", "text", str(2**70), "'\\ud800'")
+    assert arrived.args == (repr(threading.Lock), "1j", "text", str(2**70), "\\ud800")
+
+
+def test_an_array_among_the_arguments_becomes_its_repr() -> None:
+    array = np.zeros(3)
+
+    assert travel(Plain(array)).args == (repr(array),)
+
+
+def test_text_that_utf8_cannot_carry_arrives_escaped() -> None:
+    assert str(travel(KeywordOnly(code="\ud800"))) == "code \\ud800"
 
 
 def test_dates_and_tuples_become_what_messagepack_has() -> None:
@@ -268,6 +317,21 @@ def test_what_would_end_a_loop_becomes_a_remote_error(error: Exception) -> None:
 
 def test_an_exception_that_cannot_speak_without_init_becomes_a_remote_error() -> None:
     assert remote(Mute(5, reason="late")).endswith(".Mute: late")
+
+
+def test_a_class_whose_call_gives_no_exception_becomes_a_remote_error() -> None:
+    assert remote(Exception.__new__(Impostor, "text")).endswith(".Impostor: text")
+
+
+def test_control_c_during_the_rebuilding_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_exception(Plain("bad"), AMPLE)
+
+    def interrupted(self: Plain, *args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Plain, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack_exception(packed)
 
 
 def test_an_exception_group_becomes_a_remote_error() -> None:
@@ -409,6 +473,13 @@ def test_the_limit_holds_where_messagepack_changes_its_headers(nbytes: int) -> N
         travel(error, limit)
     whole = max(exact, MIN_LIMIT)
     assert pack_exception(error, whole) == pack_exception(error, 10**6)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 31, 32, 255, 256, 65535, 65536])
+def test_the_length_of_a_string_in_messagepack_is_known_exactly(nbytes: int) -> None:
+    empty, full = msgspec.msgpack.encode(""), msgspec.msgpack.encode("x" * nbytes)
+
+    assert exceptions._growth(nbytes) == len(full) - len(empty)
 
 
 # hostile content

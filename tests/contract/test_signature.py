@@ -209,7 +209,7 @@ def test_a_result_of_none_is_refused() -> None:
 
 
 def test_an_annotation_that_cannot_be_resolved_is_refused_naming_the_parameter() -> None:
-    def f(xs: list[int], ys: list[Missing]) -> list[int]: ...
+    def f(xs: Float32[Tensor, "batch"], ys: list[Missing]) -> list[int]: ...  # noqa: F821, UP037
 
     assert refusal(f) == (
         "annotation of parameter 'ys' of sums.f cannot be resolved (NameError: name 'Missing' is "
@@ -238,7 +238,9 @@ def test_the_source_file_is_where_the_function_stands() -> None:
     def f(xs: list[int]) -> list[int]: ...
 
     assert source_file(f) == Path(__file__).resolve()
-    assert source_file(functools.wraps(f)(lambda xs: xs)) == Path(__file__).resolve()
+    scope: dict[str, Any] = {}
+    exec("def wrapper(xs): return f(xs)", scope)
+    assert source_file(functools.wraps(f)(scope["wrapper"])) == Path(__file__).resolve()
 
 
 @pytest.mark.parametrize("filename", ["<stdin>", "<string>", "<ipython-input-1-2>", "gone.py"])
@@ -379,7 +381,7 @@ def test_signatures_survive_the_handshake(columns: list[Column]) -> None:
         {"parameters": {"xs": XS.to_message()}},
         {"parameters": [None]},
         {"parameters": [XS.to_message(), XS.to_message()]},
-        {"parameters": [XS.to_message()] * 256},
+        {"parameters": [XS.to_message() | {"name": f"x{n}"} for n in range(256)]},
         {"result": None},
         {"result": XS.to_message()},
         {"extra": 1},

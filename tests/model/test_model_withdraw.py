@@ -190,7 +190,7 @@ def slots_model(
 def test_a_withdrawn_call_gives_its_slot_back_though_no_call_is_due(capacity: int) -> None:
     result = explore(slots_model(capacity))
     assert result.violation is None, result
-    assert result.states > 100
+    assert result.states > 3_000
 
 
 # ---- a call shared by two threads -------------------------------------------------------
@@ -245,7 +245,7 @@ def shared_model(
 def test_a_thread_that_waits_hears_of_a_call_that_another_thread_gives_up() -> None:
     result = explore(shared_model())
     assert result.violation is None, result
-    assert result.states > 100
+    assert result.states > 5_000
 
 
 # ---- controls: what the checker must find -----------------------------------------------

@@ -555,12 +555,13 @@ def test_a_peer_that_left_messages_unread_stays_gone(pair: Pair) -> None:
     assert control.is_gone(pair[1], None)
 
 
-def test_waiting_for_the_end_lasts_until_the_end(peer: Peer) -> None:
+@pytest.mark.parametrize("timeout", [None, 100.0])
+def test_waiting_for_the_end_lasts_until_the_end(peer: Peer, timeout: float | None) -> None:
     pidfd = control.peer_pidfd(peer.sock)
     assert not control.is_gone(peer.sock, pidfd, timeout=0.001)
 
     assert peer.process.stdin is not None
     peer.process.stdin.close()  # then it ends by itself
 
-    assert control.is_gone(peer.sock, pidfd, timeout=None)
+    assert control.is_gone(peer.sock, pidfd, timeout=timeout)
     os.close(pidfd)
