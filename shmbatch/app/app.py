@@ -39,12 +39,14 @@ class App:
         self.definitions: dict[str, Definition] = {}
         self.entrypoints: dict[str, Callable[..., Any]] = {}
 
-    def function(self, **refused: Any) -> Callable[[Batched], Function]:
+    def function(self, *misplaced: Any, **refused: Any) -> Callable[[Batched], Function]:
         """Have a batched function served by this app; returns its handle.
 
         Raises:
             ConfigError: it is not batched, cannot be batched, or its name is taken.
         """
+        if misplaced:
+            raise ConfigError("app.function takes no arguments; write @app.function()")
         if refused:
             raise ConfigError(
                 f"app.function takes no {', '.join(refused)}; options go to @shmbatch.batched(...)"
@@ -69,12 +71,18 @@ class App:
 
         return register
 
-    def local_entrypoint(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def local_entrypoint(
+        self, *misplaced: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Make a function without parameters, sync or async, what ``shmbatch run`` calls.
 
         Raises:
             ConfigError: it takes parameters, or its name is taken.
         """
+        if misplaced:
+            raise ConfigError(
+                "app.local_entrypoint takes no arguments; write @app.local_entrypoint()"
+            )
 
         def register(entrypoint: Callable[..., Any]) -> Callable[..., Any]:
             if not inspect.isfunction(entrypoint) or inspect.signature(entrypoint).parameters:

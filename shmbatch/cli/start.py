@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,5 +88,7 @@ def command(
             supervisor_fd=supervisor_fd,
         )
     except ShmbatchError as error:
+        if ready_fd is None:
+            raise
         report({"error": type(error).__name__, "message": str(error)})
-        raise
+        sys.exit(1)  # who started us says why

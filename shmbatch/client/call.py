@@ -180,7 +180,7 @@ class FunctionCall:
     def _settle_as(self, state: int, outcome: Any) -> None:
         self._outcome = outcome
         self._state = state
-        self._connection.outstanding.pop(self._ticket, None)
+        self._connection.over(self._ticket)
 
     def __del__(self) -> None:
         if self._state == _WAITING:

@@ -153,6 +153,15 @@ class Connection:
             raise ProtocolError(f"the core refuses coerced values for '{self.address}'")
         return coerced
 
+    def over(self, ticket: int) -> None:
+        """Forget a spawned call that has its outcome, and tell event loops that wait for it.
+
+        A thread that waits for it as well finds out after a slice.
+        """
+        self.outstanding.pop(ticket, None)
+        if self._listener is not None:
+            self._listener.tell(ticket)
+
     def reap(self) -> bool:
         """Copy finished results out of their slots into their calls; True if a slot is free."""
         for reference in list(self.outstanding.values()):
@@ -165,7 +174,7 @@ class Connection:
         """Return when a slot may be free."""
         if self.reap():
             return
-        timeout_ns = self._slice(deadline_ns)
+        timeout_ns = self.slice(deadline_ns)
         if timeout_ns <= 0:
             raise self.full()
         self.check_alive()
@@ -215,7 +224,7 @@ class Connection:
     def park(self, ticket: int, deadline_ns: int | None) -> None:
         """Sleep until the call is done, a slice at a time, or raise as `wait` does."""
         while True:
-            timeout_ns = self._slice(deadline_ns)
+            timeout_ns = self.slice(deadline_ns)
             if timeout_ns <= 0:
                 raise self.late()
             armed = self.ring.arm(ticket, WAITER)
@@ -234,7 +243,7 @@ class Connection:
             return any(call.done() for call in calls)
 
         while not found():
-            timeout_ns = self._slice(deadline_ns)
+            timeout_ns = self.slice(deadline_ns)
             if timeout_ns <= 0:
                 raise self.late()
             self.check_alive()
@@ -243,7 +252,8 @@ class Connection:
     def late(self) -> CallTimeout:
         return CallTimeout(f"'{self.address}' gave no result in time")
 
-    def _slice(self, deadline_ns: int | None) -> int:
+    def slice(self, deadline_ns: int | None) -> int:
+        """How long to sleep before looking at the executor's life again, nanoseconds."""
         return SLICE_NS if deadline_ns is None else min(SLICE_NS, deadline_ns - now_ns())
 
     # ---- liveness ------------------------------------------------------------------------

@@ -72,20 +72,27 @@ class Listener:
         """
         connection = self._connection
         loop = self._listen()
-        waiter = (loop, loop.create_future())
         joined = connection.ring.join_completions(LOOP)
-        self._slot_waiting.append(waiter)
         try:
-            if connection.reap():
-                return
-            connection.check_alive()
-            if not await _sleep(loop, waiter[1], deadline_ns):
-                raise connection.full()
+            while not connection.reap():
+                connection.check_alive()
+                timeout_ns = connection.slice(deadline_ns)
+                if timeout_ns <= 0:
+                    raise connection.full()
+                waiter = (loop, loop.create_future())
+                self._slot_waiting.append(waiter)
+                # In slices, since another thread may put a slot back and tell nobody.
+                await _sleep(*waiter, now_ns() + timeout_ns)
+                if waiter in self._slot_waiting:
+                    self._slot_waiting.remove(waiter)
         finally:
-            if waiter in self._slot_waiting:
-                self._slot_waiting.remove(waiter)
             if joined >= 0:
                 connection.ring.leave_completions(LOOP)
+
+    def tell(self, ticket: int) -> None:
+        """Wake those who wait for this call. From any thread."""
+        for waiter in self._waiting.pop(ticket, ()):
+            _wake(waiter)
 
     def close(self) -> None:
         """Tell everybody to look again, and stop reading; idempotent."""
@@ -120,8 +127,7 @@ class Listener:
             self._wake_all()
             return
         for ticket in self._connection.ring.finished():
-            for waiter in self._waiting.pop(ticket, ()):
-                _wake(waiter)
+            self.tell(ticket)
         if self._slot_waiting and self._connection.reap():
             self._wake_for_slots()
 

@@ -109,19 +109,20 @@ class Loop:
 
     def run(self) -> None:
         """Serve until drained or stopped."""
-        bell = self._poller.bell
+        poller = self._poller
+        seen = poller.bell.look()  # SYNC bell: always before the rings are looked at
         while not self._stopping:
-            seen = bell.look()  # SYNC bell: before the rings are looked at
             while self._commands:
                 self._commands.popleft()()
             until_ns = self.turn(now_ns())
-            awaited = self._events is not None and self._in_flight()
-            if awaited:
-                self._poller.wait_in_loop(self._events, seen, until_ns)
-            elif until_ns and self._draining and until_ns == NEVER_NS:
+            if self._events is not None and self._in_flight():
+                seen = poller.wait_in_loop(self._events, seen, until_ns)
+            elif until_ns == 0:
+                seen = poller.bell.look()
+            elif self._draining and until_ns == NEVER_NS:
                 break
-            elif until_ns:
-                self._poller.wait(seen, until_ns)
+            else:
+                seen = poller.wait(seen, until_ns)
         self._tell(CLOSED)
 
     def turn(self, at_ns: int) -> int:
@@ -137,33 +138,27 @@ class Loop:
             batcher.observe(waiting, function.inbox.oldest_ns, at_ns, self._draining)
             if function.inbox.attention:
                 self._wake(function.inbox.pop_attention() or ())
-            if waiting and function.can_launch():
+            if waiting and function.idle:
                 if batcher.reason is None:
                     until_ns = min(until_ns, batcher.due_ns)
                 elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
                     chosen = function
         launched = chosen is not None and chosen.launch()
-        if not self._complete(launched) and chosen is None:
-            return until_ns
-        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
-            self._tell_active(at_ns)
-        return 0
-
-    def _complete(self, launched: bool) -> bool:
-        """Complete what is done, and wake its callers; True if something was.
-
-        A device with room for another batch keeps the one it has while batches are being
-        launched: it is completed by the turn that finds no more to launch, or no more room.
-        """
         completed = False
         for function in self._functions:
             flights = function.flights
-            while flights and flights[0].done and not (launched and function.can_launch()):
+            # A device with room for another batch keeps the one it has while batches are being
+            # launched: the turn that finds no more to launch, or no more room, completes it.
+            while flights and flights[0].done and not (launched and function.idle):
                 wakes = function.complete()
                 if wakes:
                     self._wake(wakes)
                 completed = True
-        return completed
+        if chosen is None and not completed:
+            return until_ns
+        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
+            self._tell_active(at_ns)
+        return 0
 
     def _in_flight(self) -> bool:
         return any(function.flights for function in self._functions)

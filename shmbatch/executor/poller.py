@@ -36,31 +36,34 @@ class Poller:
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
 
-    def wait(self, seen: int, until_ns: int) -> None:
-        """Return when the bell no longer reads *seen*, or at *until_ns*, or a slice later."""
+    def wait(self, seen: int, until_ns: int) -> int:
+        """Return what the bell reads when that is not *seen*, or at *until_ns*, or a slice later.
+
+        The word is to be looked at before the rings are: what was rung for it is in them.
+        """
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
-        if timeout_ns <= 0:
-            return
         spinning = self._spinning
-        if spinning.spin_ns:
-            if self.bell.spin(seen, min(spinning.spin_ns, timeout_ns)):
+        if spinning.spin_ns and timeout_ns > 0:
+            word = self.bell.spin(seen, min(spinning.spin_ns, timeout_ns))
+            if word != seen:
                 self._won += 1
-                return
+                return word
             timeout_ns = min(SLICE_NS, until_ns - now_ns())
-        if self.bell.arm(seen, PARKED):
+        if timeout_ns > 0 and self.bell.arm(seen, PARKED):
             try:
                 self._transport.park(seen | PARKED, timeout_ns)
             finally:
                 self.bell.disarm()
-        spinning.parked(won=self._won, active=self.active)
+            spinning.parked(won=self._won, active=self.active)
+        return self.bell.look()
 
-    def wait_in_loop(self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int) -> None:
+    def wait_in_loop(self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int) -> int:
         """As `wait`, running *loop* meanwhile; its `stop` ends the wait too."""
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
         if timeout_ns <= 0 or not self.bell.arm(seen, POLLING):
             loop.call_soon(loop.stop)  # one round, so that tasks get on
             loop.run_forever()
-            return
+            return self.bell.look()
         loop.add_reader(self._inner, self._heard, loop)
         timer = loop.call_later(timeout_ns / 1e9, loop.stop)
         try:
@@ -68,6 +71,7 @@ class Poller:
         finally:
             timer.cancel()
             self.bell.disarm()
+        return self.bell.look()
 
     def wake(self) -> None:
         """End the wait in progress, or the next one."""

@@ -19,17 +19,21 @@ from .staging import Event
 
 
 class Run:
-    """One execution of a batch: `done`, and then `value` or `error`."""
+    """One execution of a batch: `done`, and then `value` or `error`. Used again and again."""
 
-    # Class-level defaults: a run is made for each batch, and most of it is never touched.
-    done = False
-    value: Any = None
-    error: BaseException | None = None
-    event: Event | None = None  # when `value` is on the host; None: it is
+    __slots__ = ("batch", "done", "error", "event", "reason", "value")
 
-    def __init__(self, batch: Batch, reason: SealReason) -> None:
+    def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.reason = reason
+        self.reason = SealReason.DRAIN  # until launched
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last execution; the batch it leaves to the core."""
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.event: Event | None = None  # when `value` is on the host; None: it is
 
     def returned(self, value: Any) -> None:
         self.value = value

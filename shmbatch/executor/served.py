@@ -15,7 +15,7 @@ from ..protocol._core import Batch, Inbox
 from .batcher import Batcher
 from .delivery import Delivery
 from .runner import AsyncRunner, Run
-from .staging import Device, Event, Staging, ToHost
+from .staging import Device, Event, Staging
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -58,57 +58,55 @@ class ServedFunction:
             ),
         )
         self.layout = segment_layout(signature, self.capacity)
-        self.is_async = inspect.iscoroutinefunction(definition.function)
-        self._depth = 1 if self.is_async else device.depth
+        is_async = inspect.iscoroutinefunction(definition.function)
         self._staging = Staging(signature, parameters.max_batch_size, device)
         self._to_host = device.to_host
         self._function = device.wrap(definition.function)
         self._runner: AsyncRunner | None = None
         self._start = self._start_sync
-        if self.is_async:
+        if is_async:
             assert loop is not None, "async functions need an event loop"
             self._runner = AsyncRunner(self._function, loop)
             self._start = self._runner.start
         self._delivery = Delivery(address, signature.result, self.layout.error_nbytes)
-        self._batches = [Batch(parameters.max_batch_size) for _ in range(self._depth)]
-
-    def can_launch(self) -> bool:
-        """Whether fewer batches than the device takes are in flight."""
-        return len(self.flights) < self._depth
+        # As many as can be in flight; a function with none left cannot launch.
+        self.idle = [
+            Run(Batch(parameters.max_batch_size)) for _ in range(1 if is_async else device.depth)
+        ]
 
     def launch(self) -> bool:
         """Seal a batch and start it; False if all its calls were cancelled just now.
 
         A synchronous function on the CPU has run when this returns.
         """
-        batch = self._batches.pop()
-        if not self.inbox.take(batch, self.batcher.max_batch_size):
-            self._batches.append(batch)
+        run = self.idle.pop()
+        if not self.inbox.take(run.batch, self.batcher.max_batch_size):
+            self.idle.append(run)
             return False
-        run = Run(batch, self.batcher.sealed())
+        run.reason = self.batcher.sealed()
         self.flights.append(run)
         try:
-            self._start(run, self._staging.gather(batch))
+            self._start(run, self._staging.gather(run.batch))
+            if run.done and self._to_host is not None:
+                run.value, run.event = self._to_host(run.value)
         except BaseException as error:  # whatever it is, even SystemExit, the callers get it
             run.raised(error)
-        else:
-            if run.done and self._to_host is not None:
-                self._fetch(run, self._to_host)
         return True
 
     def complete(self) -> list[Wake] | None:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
-        batch = run.batch
         if run.event is not None:
             self._wait(run, run.event)
+        batch = run.batch
         if run.error is None:
             failed = self._delivery.returned(batch, run.value)
         else:
             failed = self._delivery.raised(batch, run.error)
         self.statistics.count(batch.count, failed, run.reason)
+        run.reset()
         wakes = batch.complete()
-        self._batches.append(batch)
+        self.idle.append(run)
         return wakes
 
     def close(self) -> None:
@@ -119,13 +117,6 @@ class ServedFunction:
     def _start_sync(self, run: Run, inputs: list[Any]) -> None:
         run.value = self._function(*inputs)
         run.done = True
-
-    def _fetch(self, run: Run, to_host: ToHost) -> None:
-        """Start copying the results back."""
-        try:
-            run.value, run.event = to_host(run.value)
-        except Exception as error:
-            run.raised(error)
 
     def _wait(self, run: Run, event: Event) -> None:
         try:

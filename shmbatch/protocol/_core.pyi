@@ -63,8 +63,8 @@ class Bell:
         """Ring; return PARKED or POLLING if the executor must be woken, else 0."""
     def look(self) -> int:
         """Return the word. Look here before looking at the rings, then spin or arm on it."""
-    def spin(self, seen: int, spin_ns: int, /) -> bool:
-        """Spin until the word is no longer *seen*; False when the time is over. No GIL."""
+    def spin(self, seen: int, spin_ns: int, /) -> int:
+        """Spin until the word is no longer *seen*, and return it; *seen* if the time is over."""
     def arm(self, seen: int, bit: int, /) -> bool:
         """Announce sleep (PARKED) or the event loop (POLLING); False if it rang since *seen*."""
     def disarm(self) -> None:

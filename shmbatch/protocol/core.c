@@ -433,7 +433,7 @@ bell_look(bell *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(ring_bell_look(self->word));
 }
 
-/* spin(seen, spin_ns) -> bool: True as soon as the bell no longer reads *seen*. */
+/* spin(seen, spin_ns) -> word: as soon as the bell no longer reads *seen*, else *seen*. */
 static PyObject *
 bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -445,19 +445,19 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
     if (PyErr_Occurred()) {
         return NULL;
     }
-    bool rang = ring_bell_look(self->word) != seen;
-    if (!rang && spin_ns > 0) {
+    uint32_t word = ring_bell_look(self->word);
+    if (word == seen && spin_ns > 0) {
         Py_BEGIN_ALLOW_THREADS
         uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
         do {
-            for (int i = 0; i < 32 && !rang; i++) {
+            for (int i = 0; i < 32 && word == seen; i++) {
                 pause_cpu();
-                rang = ring_bell_look(self->word) != seen;
+                word = ring_bell_look(self->word);
             }
-        } while (!rang && now_ns() < until_ns);
+        } while (word == seen && now_ns() < until_ns);
         Py_END_ALLOW_THREADS
     }
-    return PyBool_FromLong(rang);
+    return PyLong_FromUnsignedLong(word);
 }
 
 static PyObject *
@@ -531,7 +531,7 @@ static PyType_Spec bell_spec = {
 /* ---- ProducerRing ----------------------------------------------------------------------- */
 
 /* What the producer itself knows of a slot. */
-enum { OWN_FREE = 0, OWN_PUBLISHED = 1, OWN_READING = 2, OWN_WITHDRAWN = 3 };
+enum { OWN_FREE = 0, OWN_WRITING, OWN_PUBLISHED, OWN_READING, OWN_WITHDRAWN };
 
 typedef struct {
     PyObject_HEAD
@@ -723,7 +723,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
     PyObject *ticket = NULL;
     if (refusal == 0) {
         uint32_t index = self->free[--self->free_count];
-        self->own[index] = OWN_PUBLISHED;
+        self->own[index] = OWN_WRITING;
         PyThreadState *saved = array_nbytes >= RELEASE_GIL_NBYTES ? PyEval_SaveThread() : NULL;
         for (Py_ssize_t i = 0; i < count; i++) {
             const column *values_of = &self->shared.columns[i];
@@ -743,6 +743,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
         if (ticket == NULL) {
             producer_put_back(self, index);
         } else {
+            self->own[index] = OWN_PUBLISHED;
             ring_publish(&self->ring, index, generation, (uint32_t)flags & RING_ASYNC, now_ns());
             uint32_t sleeping = ring_bell_ring(self->bell);
             if (sleeping != 0 && producer_wake(self, sleeping) != 0) {

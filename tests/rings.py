@@ -1,0 +1,146 @@
+"""Both ends of connections in one process, over anonymous memory: no second process, no waiting.
+
+A `Wire` is one connection: the producer's ring, the executor's ring, and the memory between
+them, which a test may read and overwrite word by word as a hostile producer could.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from typing import Any, Literal
+
+from shmbatch.contract.columns import Column
+from shmbatch.contract.signature import Signature
+from shmbatch.contract.wire import ring_arguments, segment_layout
+from shmbatch.protocol import layout
+from shmbatch.protocol._core import PENDING, Batch, Bell, ExecutorRing, Inbox, ProducerRing
+
+Scalar = Literal["int", "float", "bool"]
+
+_SCALAR_DTYPES = {"int": "int64", "float": "float64", "bool": "bool"}
+
+
+def scalar(kind: Scalar, name: str = "result") -> Column:
+    """Return a scalar column."""
+    return Column(name, kind, "", _SCALAR_DTYPES[kind], ())
+
+
+def array(
+    dtype: str,
+    *shape: int,
+    library: Literal["numpy", "torch"] = "numpy",
+    name: str = "result",
+) -> Column:
+    """Return an array column."""
+    return Column(name, "array", library, dtype, shape)
+
+
+def signature(*parameters: Scalar | Column, result: Scalar | Column = "int") -> Signature:
+    """Return a signature; parameters are named x0, x1, ..."""
+    columns = tuple(
+        Column(f"x{i}", each.kind, each.library, each.dtype, each.shape)
+        if isinstance(each, Column)
+        else scalar(each, f"x{i}")
+        for i, each in enumerate(parameters)
+    )
+    return Signature(columns, result if isinstance(result, Column) else scalar(result))
+
+
+ADD = signature("int", "int")
+
+
+class Wire:
+    """One connection with both its ends in this process.
+
+    Args:
+        bell: memory of the executor's bell, to be shared by several wires; None for one's own.
+        wake: called with the bell's bits where the executor must be woken.
+    """
+
+    def __init__(
+        self,
+        contract: Signature = ADD,
+        capacity: int = 4,
+        *,
+        bell: mmap.mmap | None = None,
+        wake: Callable[[int], object] = lambda sleeping: None,
+        finish: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.signature = contract
+        self.where = segment_layout(contract, capacity)
+        self.memory = mmap.mmap(-1, self.where.nbytes)
+        self.bell_memory = bell if bell is not None else mmap.mmap(-1, layout.BELL_NBYTES)
+        self.bell = Bell(self.bell_memory)
+        shared = ring_arguments(self.memory, contract, self.where)
+        self.executor = ExecutorRing(*shared, layout.LAYOUT_VERSION)
+        self.producer = ProducerRing(*shared, self.bell_memory, wake, finish)
+
+    def submit(self, *values: Any, flags: int = 0) -> int:
+        """Publish one call that the core takes as it is; return its ticket."""
+        ticket = self.producer.submit(values, flags)
+        assert ticket >= 0, ticket
+        return ticket
+
+    def read(self, offset: int) -> int:
+        """Return the 32-bit word at *offset* of the segment."""
+        return int(struct.unpack_from("=I", self.memory, offset)[0])
+
+    def write(self, offset: int, word: int) -> None:
+        """Overwrite the 32-bit word at *offset*."""
+        struct.pack_into("=I", self.memory, offset, word)
+
+    def state_offset(self, slot: int) -> int:
+        return self.where.controls + layout.CONTROL_NBYTES * slot + layout.CONTROL_STATE
+
+    def stamp(self, ticket: int, at_ns: int) -> None:
+        """Date the publication of a call that has not been drained yet."""
+        control = self.where.controls + layout.CONTROL_NBYTES * slot_of(ticket)
+        struct.pack_into("=Q", self.memory, control + layout.CONTROL_PUBLISHED_NS, at_ns)
+
+    def pending(self, ticket: int) -> bool:
+        """Whether the call has no outcome yet; an outcome is not consumed."""
+        return ticket not in self.producer.finished()
+
+
+def slot_of(ticket: int) -> int:
+    """Return the slot in which a ticket's call lives."""
+    return ticket & 0x1FFFF
+
+
+class Served:
+    """The executor's side of one function without any Python above the core."""
+
+    def __init__(self, *wires: Wire, room: int = 16) -> None:
+        self.inbox = Inbox()
+        self.batch = Batch(room)
+        self.now_ns = 1 << 62  # later than any publication
+        for wire in wires:
+            self.inbox.attach(wire.executor)
+
+    def drain(self) -> int:
+        return self.inbox.drain(self.now_ns)
+
+    def take(self, limit: int | None = None) -> int:
+        """Drain, then seal; return how many calls the batch has."""
+        self.drain()
+        return self.inbox.take(self.batch, self.batch.capacity if limit is None else limit)
+
+    def answer(self, *results: Any) -> list[tuple[ExecutorRing, int, int, list[int]]]:
+        """Complete the batch with these results; return whom to wake."""
+        assert len(results) == self.batch.count
+        for row, result in enumerate(results):
+            assert self.batch.put(row, result)
+        return self.batch.complete() or []
+
+    def inputs(self, columns: int = 2) -> list[Any]:
+        """Return the columns of the batch, all of them scalars."""
+        return self.batch.gather([None] * columns)
+
+
+def outcome(wire: Wire, ticket: int) -> Any:
+    """Return the value of a call that is done."""
+    value = wire.producer.poll(ticket, 0)
+    assert value is not PENDING
+    return value
