@@ -29,7 +29,6 @@ class Running:
         self._child: subprocess.Popen[bytes] | None = None
         self._private = ""
         self._lifeline = -1
-        self._outer_name = app  # what the app's handles resolve to outside
         self._outer_wait: str | None = None
         self._outer_name: str | None = None
 
@@ -64,7 +63,6 @@ class Running:
         except BaseException:
             self._end()
             raise
-        self._outer_name = names.resolve(self._app)
         self._outer_name = names.resolve(self._app)
         names.advertise(self._app, self._private)
         if self._wait is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -11,7 +9,7 @@ from ..errors import CallCancelled, CallTimeout, ConfigError, ShmbatchError
 from ..protocol._core import CANCELLED, FAILED, PENDING
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
-from .connection import Connection
+from .connection import Connection, Failure
 from .verbs import verb
 
 _WAITING, _VALUE, _ERROR = 0, 1, 2
@@ -24,44 +22,39 @@ class FunctionCall:
     result is dropped.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_connection",
-        "_deadline_ns",
-        "_lock",
-        "_outcome",
-        "_state",
-        "_ticket",
-    )
+    __slots__ = ("_connection", "_deadline_ns", "_outcome", "_state", "_ticket")
 
     def __init__(self, connection: Connection, ticket: int, deadline_ns: int | None) -> None:
         self._connection = connection
         self._ticket = ticket
         self._deadline_ns = deadline_ns
-        self._lock = threading.Lock()
+        self._outcome: Any = None  # always set before `_state`
         self._state = _WAITING
-        self._outcome: Any = None
-        connection.outstanding[ticket] = weakref.ref(self)
 
     def settle(self, spin_ns: int = 0) -> bool:
-        """Take the outcome if it is there; True once it is. Never blocks; frees the slot."""
+        """Take the outcome if it is there; True once it is. Does not block; frees the slot.
+
+        The core hands an outcome to one thread only; another one that asks for it meanwhile
+        finds it here or in the connection's stash a moment later.
+        """
         if self._state != _WAITING:
             return True
-        if not self._lock.acquire(blocking=False):
-            return False  # another thread is at it
+        connection = self._connection
+        if connection.ring.forked:
+            raise ConfigError("this call belongs to the parent process; get it there")
         try:
-            if self._state == _WAITING:
-                if self._connection.ring.forked:
-                    raise ConfigError("this call belongs to the parent process; get it there")
-                outcome = self._connection.ring.poll(self._ticket, spin_ns)
-                if outcome is PENDING:
-                    return False
-                if outcome is FAILED:
-                    self._settle_as(_ERROR, self._connection.error(self._ticket))
-                else:
-                    self._settle_as(_VALUE, outcome)
-        finally:
-            self._lock.release()
+            outcome = connection.ring.poll(self._ticket, spin_ns)
+        except ValueError:
+            outcome = connection.stash.pop(self._ticket, PENDING)
+            if isinstance(outcome, Failure):
+                self._settle_as(_ERROR, outcome.error)
+                return True
+        if outcome is PENDING:
+            return self._state != _WAITING
+        if outcome is FAILED:
+            self._settle_as(_ERROR, connection.error(self._ticket))
+        else:
+            self._settle_as(_VALUE, outcome)
         return True
 
     def done(self) -> bool:
@@ -77,8 +70,8 @@ class FunctionCall:
             CallCancelled: it was cancelled.
             ExecutorGone: the executor died before there was a result.
         """
-        until_ns = self._earlier(deadline_after(timeout))
         if not self.settle(self._connection.spinning.spin_ns):
+            until_ns = self._earlier(None if timeout is None else deadline_after(timeout))
             while not self.settle():
                 try:
                     self._connection.park(self._ticket, until_ns)
@@ -88,7 +81,9 @@ class FunctionCall:
                     self._expire()
                 except ShmbatchError as error:
                     self._fail(error)
-        return self.result()
+        if self._state == _ERROR:
+            raise self._outcome
+        return self._outcome
 
     @get.twin
     async def get(self, timeout: float | None = None) -> Any:
@@ -140,8 +135,7 @@ class FunctionCall:
         """
         if self.settle():
             return False
-        with self._lock:
-            return self._withdraw(CallCancelled("the call was cancelled"))
+        return self._withdraw(CallCancelled("the call was cancelled"))
 
     def result(self) -> Any:
         """Return or raise the outcome of a settled call."""
@@ -158,22 +152,21 @@ class FunctionCall:
         """After a timeout: abandon the call if its own timeout passed, then raise."""
         late = self._connection.late()
         if self._deadline_ns is not None and now_ns() >= self._deadline_ns:
-            with self._lock:
-                self._withdraw(late)
+            self._withdraw(late)
         if self._state == _WAITING:
             raise late
 
     def _fail(self, error: ShmbatchError) -> None:
         """There will be no outcome, unless it came just before the executor died."""
         if not self.settle():
-            with self._lock:
-                if self._state == _WAITING:
-                    self._settle_as(_ERROR, error)
+            self._withdraw(error)
 
     def _withdraw(self, error: ShmbatchError) -> bool:
-        if self._state != _WAITING:
-            return False
-        state = self._connection.ring.withdraw(self._ticket)
+        """Give the call up for *error*, unless it has an outcome; True if it never runs."""
+        try:
+            state = self._connection.ring.withdraw(self._ticket)
+        except ValueError:
+            return False  # another thread got the outcome just now
         self._settle_as(_ERROR, error)
         return state == CANCELLED
 
@@ -184,11 +177,10 @@ class FunctionCall:
 
     def __del__(self) -> None:
         if self._state == _WAITING:
-            self._connection.outstanding.pop(self._ticket, None)
             try:
                 self._connection.ring.withdraw(self._ticket)
             except ValueError:
-                pass  # its outcome was being taken when an exception came in between
+                self._connection.stash.pop(self._ticket, None)
 
     def __repr__(self) -> str:
         state = ("waiting", "done", "failed")[self._state]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +62,15 @@ _SPIN_NS = 20_000  # of `auto`
 _KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
 
 
+class Failure:
+    """An error in the stash; values stand there as they are."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class Forked(Exception):
     """This process is a fork of the one that connected; connect anew. Never leaves the client."""
 
@@ -100,8 +108,8 @@ class Connection:
             finish,
         )
         self.spinning = Spinning(wait, _SPIN_NS)
-        # Calls that nobody may be waiting for, whose results can be copied out to make room.
-        self.outstanding: dict[int, weakref.ref[FunctionCall]] = {}
+        # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
+        self.stash: dict[int, Any] = {}
         self._listener: Listener | None = None
 
     @property
@@ -154,20 +162,26 @@ class Connection:
         return coerced
 
     def over(self, ticket: int) -> None:
-        """Forget a spawned call that has its outcome, and tell event loops that wait for it.
+        """Tell event loops that wait for a spawned call that it has its outcome.
 
         A thread that waits for it as well finds out after a slice.
         """
-        self.outstanding.pop(ticket, None)
         if self._listener is not None:
             self._listener.tell(ticket)
 
     def reap(self) -> bool:
-        """Copy finished results out of their slots into their calls; True if a slot is free."""
-        for reference in list(self.outstanding.values()):
-            call = reference()
-            if call is not None:
-                call.settle()
+        """Copy outcomes of spawned calls out of their slots; True if a slot is free."""
+        if self.ring.free_slots == 0:
+            for ticket in self.ring.finished(True):
+                try:
+                    outcome = self.ring.poll(ticket, 0)
+                    if outcome is FAILED:
+                        outcome = Failure(self.error(ticket))
+                except ValueError:
+                    continue  # another thread got it first
+                if outcome is not PENDING:
+                    self.stash[ticket] = outcome
+                    self.over(ticket)
         return self.ring.free_slots > 0
 
     def _wait_for_slot(self, deadline_ns: int | None) -> None:

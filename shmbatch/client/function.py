@@ -8,7 +8,7 @@ from typing import Any
 from ..contract.signature import Signature
 from ..errors import ConfigError
 from ..protocol import names
-from ..protocol._core import ASYNC, FAILED, PENDING, SUBMIT_FORKED, SUBMIT_FULL
+from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FORKED, SUBMIT_FULL
 from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
 from .call import FunctionCall
@@ -128,7 +128,7 @@ class Function:
         deadline_ns = None if self._timeout is None else deadline_after(self._timeout)
         ticket = connection.ring.submit(args, 0)
         if ticket < 0:
-            connection, ticket = self._submit(args, deadline_ns)
+            connection, ticket = self._submit(args, 0, deadline_ns)
         try:
             outcome = connection.ring.poll(ticket, connection.spinning.spin_ns)
             if outcome is PENDING or outcome is FAILED:
@@ -141,7 +141,7 @@ class Function:
     @remote.twin
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
         deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, deadline_ns)
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC, deadline_ns)
         try:
             while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
                 await connection.listener.any_outcome([ticket], deadline_ns)
@@ -165,28 +165,34 @@ class Function:
         if kwargs:
             args = connection.signature.bind(args, kwargs, str(self.address))
         deadline_ns = None if self._timeout is None else deadline_after(self._timeout)
-        ticket = connection.ring.submit(args, 0)
+        ticket = connection.ring.submit(args, SPAWNED)
         if ticket < 0:
-            connection, ticket = self._submit(args, deadline_ns)
+            connection, ticket = self._submit(args, SPAWNED, deadline_ns)
         return FunctionCall(connection, ticket, deadline_ns)
 
     @spawn.twin
     async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
         deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, deadline_ns)
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC | SPAWNED, deadline_ns)
         return FunctionCall(connection, ticket, deadline_ns)
 
-    def _submit(self, values: tuple[Any, ...], deadline_ns: int | None) -> tuple[Connection, int]:
+    def _submit(
+        self, values: tuple[Any, ...], flags: int, deadline_ns: int | None
+    ) -> tuple[Connection, int]:
         """Submit what the core did not take at once."""
         while True:
             connection = self.connect()
             try:
-                return connection, connection.submit(values, 0, deadline_ns)
+                return connection, connection.submit(values, flags, deadline_ns)
             except Forked:
                 continue
 
     async def _submit_aio(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline_ns: int | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        flags: int,
+        deadline_ns: int | None,
     ) -> tuple[Connection, int]:
         while True:
             connection = self._connection
@@ -195,13 +201,13 @@ class Function:
 
                 connection = await asyncio.to_thread(self.connect)
             values = connection.signature.bind(args, kwargs, str(self.address))
-            ticket = connection.ring.submit(values, ASYNC)
+            ticket = connection.ring.submit(values, flags)
             while ticket < 0 and ticket != SUBMIT_FORKED:
                 if ticket == SUBMIT_FULL:
                     await connection.listener.slot(deadline_ns)
                 else:
                     values = connection.refusal(ticket, values)
-                ticket = connection.ring.submit(values, ASYNC)
+                ticket = connection.ring.submit(values, flags)
             if ticket >= 0:
                 return connection, ticket
 

@@ -126,7 +126,7 @@ class Listener:
         if gone:
             self._wake_all()
             return
-        for ticket in self._connection.ring.finished():
+        for ticket in self._connection.ring.finished(False):
             self.tell(ticket)
         if self._slot_waiting and self._connection.reap():
             self._wake_for_slots()

@@ -6,14 +6,15 @@ import os
 import threading
 
 from ..contract.signature import Signature
-from ..protocol import names
+from ..protocol import control, names
 from ..protocol.spinning import wait_mode
 from .connection import Connection, connect
 
 _Key = tuple[str, str, str]
 
-_mutex = threading.Lock()
+_mutex = threading.Lock()  # never held for long
 _connections: dict[_Key, Connection] = {}
+_connecting: dict[_Key, threading.Lock] = {}  # held while somebody waits for an executor
 
 
 def connection_to(
@@ -26,17 +27,30 @@ def connection_to(
 ) -> Connection:
     """Return this process's live connection, made now if there is none.
 
+    Waits while another thread connects to the same function, and for nobody else.
+
     Raises:
         as `connection.connect`.
     """
     key = (names.resolve(address.app), address.function, arrays)
     mode = wait_mode(wait)
     with _mutex:
+        connecting = _connecting.setdefault(key, threading.Lock())
+    with connecting:
         connection = _connections.get(key)
-        if connection is None or connection.dead or connection.ring.forked:
+        if connection is None or not _usable(connection):
             connection = connect(address, signature, deadline_ns, arrays=arrays, wait=mode)
-            _connections[key] = connection
+            with _mutex:
+                _connections[key] = connection
     return connection
+
+
+def _usable(connection: Connection) -> bool:
+    """Ask, rather than return a connection whose executor has gone unnoticed."""
+    if connection.dead or connection.ring.forked:
+        return False
+    connection.dead = control.is_gone(connection.sock, connection.pidfd)
+    return not connection.dead
 
 
 def forget(app: str) -> None:
@@ -53,6 +67,7 @@ def _after_fork() -> None:
     global _mutex
     _mutex = threading.Lock()
     _connections.clear()
+    _connecting.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -47,23 +47,26 @@ class Batcher:
         wait_ns: how long the oldest call waits for company.
     """
 
-    __slots__ = ("_full_since_ns", "_wait_ns", "due_ns", "max_batch_size", "reason")
+    __slots__ = ("_full_since_ns", "due_ns", "max_batch_size", "missing", "reason", "wait_ns")
 
     def __init__(self, max_batch_size: int, wait_ns: int) -> None:
         self.max_batch_size = max_batch_size
-        self._wait_ns = wait_ns
+        self.wait_ns = wait_ns
         self._full_since_ns = NEVER_NS
-        # Why a batch is due now, or None; and since when, or when it will be.
+        # Why a batch is due now, or None; since when, or when it will be; and how many calls
+        # more would make it due at once.
         self.reason: SealReason | None = None
         self.due_ns = NEVER_NS
+        self.missing = max_batch_size
 
     def observe(self, waiting: int, oldest_ns: int, now_ns: int, draining: bool) -> None:
-        """Set `reason` and `due_ns` for what waits now."""
+        """Set `reason`, `due_ns` and `missing` for what waits now."""
+        self.missing = self.max_batch_size - waiting
         if waiting == 0:
             self.reason = None
             self.due_ns = self._full_since_ns = NEVER_NS
             return
-        deadline_ns = oldest_ns + self._wait_ns
+        deadline_ns = oldest_ns + self.wait_ns
         if waiting >= self.max_batch_size:
             if self._full_since_ns == NEVER_NS:
                 self._full_since_ns = now_ns

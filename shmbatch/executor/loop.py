@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shmbatch.executor")
 
+_MANY = 1 << 20  # calls; more than fit into all the rings that matter
 _ACTIVE_EVERY_NS = 5_000_000  # how often producers are told how many are active
 _ACTIVE_FOR_NS = 20_000_000  # a producer that called within this time is active
 
@@ -72,6 +73,7 @@ class Loop:
         self._draining = False
         self._stopping = False
         self._told_ns = 0
+        self._missing = 1  # calls until a batch may be due before the time `turn` returned
 
     # ---- called from other threads and from signal handlers --------------------------------
 
@@ -116,13 +118,13 @@ class Loop:
                 self._commands.popleft()()
             until_ns = self.turn(now_ns())
             if self._events is not None and self._in_flight():
-                seen = poller.wait_in_loop(self._events, seen, until_ns)
+                seen = poller.wait_in_loop(self._events, seen, until_ns, self._missing)
             elif until_ns == 0:
                 seen = poller.bell.look()
             elif self._draining and until_ns == NEVER_NS:
                 break
             else:
-                seen = poller.wait(seen, until_ns)
+                seen = poller.wait(seen, until_ns, self._missing)
         self._tell(CLOSED)
 
     def turn(self, at_ns: int) -> int:
@@ -132,17 +134,31 @@ class Loop:
         """
         chosen: ServedFunction | None = None
         until_ns = NEVER_NS
+        missing = _MANY
         for function in self._functions:
-            waiting = function.inbox.drain(at_ns)
-            batcher = function.batcher
-            batcher.observe(waiting, function.inbox.oldest_ns, at_ns, self._draining)
-            if function.inbox.attention:
-                self._wake(function.inbox.pop_attention() or ())
-            if waiting and function.idle:
-                if batcher.reason is None:
-                    until_ns = min(until_ns, batcher.due_ns)
-                elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
-                    chosen = function
+            inbox, batcher = function.inbox, function.batcher
+            waiting = inbox.drain(at_ns)
+            batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining)
+            if inbox.attention:
+                self._wake(inbox.pop_attention() or ())
+            if not function.idle:
+                continue  # what makes room is the end of a batch, not another call
+            if waiting:
+                if batcher.reason is not None:
+                    if chosen is None or batcher.due_ns < chosen.batcher.due_ns:
+                        chosen = function
+                    continue
+                until_ns = min(until_ns, batcher.due_ns)
+            elif function.expects_calls and batcher.wait_ns:
+                # Soon after a batch the next calls come by themselves. Looking again within
+                # wait_ms finds the first of them in time, so it need not wake us.
+                function.expects_calls = False
+                until_ns = min(until_ns, at_ns + batcher.wait_ns)
+            elif inbox.count:
+                missing = 1  # the first call starts a clock that we have to see
+                continue
+            missing = min(missing, batcher.missing)
+        self._missing = missing
         launched = chosen is not None and chosen.launch()
         completed = False
         for function in self._functions:

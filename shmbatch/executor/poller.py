@@ -36,10 +36,13 @@ class Poller:
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
 
-    def wait(self, seen: int, until_ns: int) -> int:
+    def wait(self, seen: int, until_ns: int, calls: int) -> int:
         """Return what the bell reads when that is not *seen*, or at *until_ns*, or a slice later.
 
         The word is to be looked at before the rings are: what was rung for it is in them.
+
+        Args:
+            calls: sleep on while fewer calls than this have been published.
         """
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
         spinning = self._spinning
@@ -49,7 +52,7 @@ class Poller:
                 self._won += 1
                 return word
             timeout_ns = min(SLICE_NS, until_ns - now_ns())
-        if timeout_ns > 0 and self.bell.arm(seen, PARKED):
+        if timeout_ns > 0 and self.bell.arm(seen, PARKED, calls):
             try:
                 self._transport.park(seen | PARKED, timeout_ns)
             finally:
@@ -57,10 +60,12 @@ class Poller:
             spinning.parked(won=self._won, active=self.active)
         return self.bell.look()
 
-    def wait_in_loop(self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int) -> int:
+    def wait_in_loop(
+        self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int, calls: int
+    ) -> int:
         """As `wait`, running *loop* meanwhile; its `stop` ends the wait too."""
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
-        if timeout_ns <= 0 or not self.bell.arm(seen, POLLING):
+        if timeout_ns <= 0 or not self.bell.arm(seen, POLLING, calls):
             loop.call_soon(loop.stop)  # one round, so that tasks get on
             loop.run_forever()
             return self.bell.look()

@@ -45,6 +45,7 @@ class ServedFunction:
         self.definition = definition
         self.address = address
         self.inbox = Inbox()
+        self.expects_calls = False  # a batch was completed, and since then no call has come
         self.batcher = Batcher(parameters.max_batch_size, parameters.wait_ns)
         self.statistics = Statistics(parameters.max_batch_size)
         self.flights: deque[Run] = deque()  # launched and not completed, oldest first
@@ -106,6 +107,7 @@ class ServedFunction:
         self.statistics.count(batch.count, failed, run.reason)
         run.reset()
         wakes = batch.complete()
+        self.expects_calls = True
         self.idle.append(run)
         return wakes
 

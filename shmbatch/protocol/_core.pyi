@@ -33,6 +33,9 @@ OPEN: Final[int]
 DRAINING: Final[int]
 CLOSED: Final[int]
 
+# Flag of `submit`: the result may be polled before its caller asks, to make room.
+SPAWNED: Final[int]
+
 # Kinds of sleepers on the completion word.
 THREAD: Final[int]
 LOOP: Final[int]
@@ -60,13 +63,16 @@ class Bell:
 
     def __new__(cls, memory: Buffer, /) -> Bell: ...
     def ring(self) -> int:
-        """Ring; return PARKED or POLLING if the executor must be woken, else 0."""
+        """Ring urgently; return PARKED or POLLING if the executor must be woken, else 0."""
     def look(self) -> int:
         """Return the word. Look here before looking at the rings, then spin or arm on it."""
     def spin(self, seen: int, spin_ns: int, /) -> int:
         """Spin until the word is no longer *seen*, and return it; *seen* if the time is over."""
-    def arm(self, seen: int, bit: int, /) -> bool:
-        """Announce sleep (PARKED) or the event loop (POLLING); False if it rang since *seen*."""
+    def arm(self, seen: int, bit: int, calls: int, /) -> bool:
+        """Announce sleep (PARKED) or the event loop (POLLING) until *calls* more were published.
+
+        False if the bell rang since *seen*. An urgent ring ends the sleep whatever *calls* is.
+        """
     def disarm(self) -> None:
         """Take the announcement back. Only the executor calls this."""
     def park(self, armed: int, timeout_ns: int, /) -> None:
@@ -121,8 +127,11 @@ class ProducerRing:
         """Return the error record of a FAILED call and free its slot."""
     def state(self, ticket: int, /) -> int:
         """READY, TAKEN or DONE."""
-    def finished(self) -> list[int]:
-        """Return the tickets of calls that are done and not yet polled. Looks at every slot."""
+    def finished(self, spawned: bool, /) -> list[int]:
+        """Return the tickets of calls that are done and not yet polled. Looks at every slot.
+
+        Of those submitted with SPAWNED only, if *spawned*.
+        """
     def arm(self, ticket: int, bit: int, /) -> int:
         """Announce a sleeper (WAITER) or an event loop (ASYNC); return the word to park on.
 

@@ -37,6 +37,10 @@
 /* What ProducerRing.submit returns instead of a ticket. */
 enum { SUBMIT_FULL = -1, SUBMIT_MISFIT = -2, SUBMIT_CLOSED = -3, SUBMIT_FORKED = -4 };
 
+/* Flag of ProducerRing.submit, beside RING_ASYNC: the result may be copied out before its caller
+ * asks for it, to make room. */
+enum { SUBMIT_SPAWNED = 0x100 };
+
 /* Flags of one entry of what Batch.complete returns. */
 enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 
@@ -389,7 +393,7 @@ arguments(Py_ssize_t given, Py_ssize_t wanted)
 typedef struct {
     PyObject_HEAD
     Py_buffer memory;
-    _Atomic uint32_t *word;
+    ring_bell *shared;
 } bell;
 
 static PyObject *
@@ -404,11 +408,11 @@ bell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self == NULL) {
         return NULL;
     }
-    if (get_shared(buffer, &self->memory) != 0 || check_words(&self->memory, 0, 64) != 0) {
+    if (get_shared(buffer, &self->memory) != 0 || check_words(&self->memory, 0, sizeof(ring_bell)) != 0) {
         Py_DECREF(self);
         return NULL;
     }
-    self->word = self->memory.buf;
+    self->shared = self->memory.buf;
     return (PyObject *)self;
 }
 
@@ -424,13 +428,13 @@ bell_dealloc(bell *self)
 static PyObject *
 bell_ring(bell *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromUnsignedLong(ring_bell_ring(self->word));
+    return PyLong_FromUnsignedLong(ring_bell_ring(self->shared, true));
 }
 
 static PyObject *
 bell_look(bell *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromUnsignedLong(ring_bell_look(self->word));
+    return PyLong_FromUnsignedLong(ring_bell_look(self->shared));
 }
 
 /* spin(seen, spin_ns) -> word: as soon as the bell no longer reads *seen*, else *seen*. */
@@ -445,14 +449,14 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
     if (PyErr_Occurred()) {
         return NULL;
     }
-    uint32_t word = ring_bell_look(self->word);
+    uint32_t word = ring_bell_look(self->shared);
     if (word == seen && spin_ns > 0) {
         Py_BEGIN_ALLOW_THREADS
         uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
         do {
             for (int i = 0; i < 32 && word == seen; i++) {
                 pause_cpu();
-                word = ring_bell_look(self->word);
+                word = ring_bell_look(self->shared);
             }
         } while (word == seen && now_ns() < until_ns);
         Py_END_ALLOW_THREADS
@@ -463,21 +467,23 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 static PyObject *
 bell_arm(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 2) != 0) {
+    if (arguments(nargs, 3) != 0) {
         return NULL;
     }
     unsigned long seen = PyLong_AsUnsignedLong(args[0]);
     unsigned long bit = PyLong_AsUnsignedLong(args[1]);
+    unsigned long calls = PyLong_AsUnsignedLong(args[2]);
     if (PyErr_Occurred()) {
         return NULL;
     }
-    return PyBool_FromLong(ring_bell_arm(self->word, (uint32_t)seen, (uint32_t)bit));
+    return PyBool_FromLong(
+        ring_bell_arm(self->shared, (uint32_t)seen, (uint32_t)bit, (uint32_t)calls));
 }
 
 static PyObject *
 bell_disarm(bell *self, PyObject *Py_UNUSED(ignored))
 {
-    ring_bell_disarm(self->word);
+    ring_bell_disarm(self->shared);
     Py_RETURN_NONE;
 }
 
@@ -490,7 +496,7 @@ bell_park(bell *self, PyObject *const *args, Py_ssize_t nargs)
     }
     unsigned long armed = PyLong_AsUnsignedLong(args[0]);
     long long timeout_ns = PyLong_AsLongLong(args[1]);
-    if (PyErr_Occurred() || futex_wait(self->word, (uint32_t)armed, timeout_ns) != 0) {
+    if (PyErr_Occurred() || futex_wait(&self->shared->word, (uint32_t)armed, timeout_ns) != 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -499,7 +505,7 @@ bell_park(bell *self, PyObject *const *args, Py_ssize_t nargs)
 static PyObject *
 bell_wake(bell *self, PyObject *Py_UNUSED(ignored))
 {
-    futex_wake(self->word, 1);
+    futex_wake(&self->shared->word, 1);
     Py_RETURN_NONE;
 }
 
@@ -538,13 +544,14 @@ typedef struct {
     ends shared;
     ring_producer ring;
     Py_buffer bell_memory;
-    _Atomic uint32_t *bell;
+    ring_bell *bell;
     PyObject *wake;   /* called with the bell's bits when the executor sleeps */
     PyObject *finish; /* makes of a result what the caller gets; None: it is that */
     uint64_t token; /* the process that may use this end */
     uint32_t *generations;
     uint8_t *own;
-    uint32_t *free; /* stack of free slots */
+    uint8_t *spawned; /* whether the result may be copied out before its caller asks */
+    uint32_t *free;   /* stack of free slots */
     uint32_t free_count;
     uint32_t *withdrawn; /* slots the executor has yet to hand back */
     uint32_t withdrawn_count;
@@ -567,6 +574,7 @@ producer_dealloc(producer *self)
     Py_XDECREF(self->finish);
     PyMem_Free(self->generations);
     PyMem_Free(self->own);
+    PyMem_Free(self->spawned);
     PyMem_Free(self->free);
     PyMem_Free(self->withdrawn);
     free_self((PyObject *)self);
@@ -591,7 +599,7 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (ends_init(&self->shared, segment, capacity, indices_offset, controls_offset,
                   errors_offset, error_nbytes, columns) != 0
         || get_shared(bell_buffer, &self->bell_memory) != 0
-        || check_words(&self->bell_memory, 0, 64) != 0) {
+        || check_words(&self->bell_memory, 0, sizeof(ring_bell)) != 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -602,9 +610,10 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->ring.words = self->shared.words;
     self->generations = PyMem_Calloc(capacity, sizeof(uint32_t));
     self->own = PyMem_Calloc(capacity, 1);
+    self->spawned = PyMem_Calloc(capacity, 1);
     self->free = PyMem_Calloc(capacity, sizeof(uint32_t));
     self->withdrawn = PyMem_Calloc(capacity, sizeof(uint32_t));
-    if (!self->generations || !self->own || !self->free || !self->withdrawn) {
+    if (!self->generations || !self->own || !self->spawned || !self->free || !self->withdrawn) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -744,8 +753,9 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
             producer_put_back(self, index);
         } else {
             self->own[index] = OWN_PUBLISHED;
+            self->spawned[index] = (flags & SUBMIT_SPAWNED) != 0;
             ring_publish(&self->ring, index, generation, (uint32_t)flags & RING_ASYNC, now_ns());
-            uint32_t sleeping = ring_bell_ring(self->bell);
+            uint32_t sleeping = ring_bell_ring(self->bell, false);
             if (sleeping != 0 && producer_wake(self, sleeping) != 0) {
                 producer_drop(self, index);
                 Py_CLEAR(ticket);
@@ -897,20 +907,24 @@ producer_state(producer *self, PyObject *ticket)
     return PyLong_FromUnsignedLong(ring_state(ring_look(&self->ring, (uint32_t)slot)));
 }
 
-/* finished() -> list of the tickets whose calls are done and not yet polled. */
+/* finished(spawned) -> list of the tickets whose calls are done and not yet polled; only of
+ * spawned ones if *spawned* is true. */
 static PyObject *
-producer_finished(producer *self, PyObject *Py_UNUSED(ignored))
+producer_finished(producer *self, PyObject *only_spawned)
 {
-    PyObject *tickets = PyList_New(0);
+    int spawned = PyObject_IsTrue(only_spawned);
+    PyObject *tickets = spawned < 0 ? NULL : PyList_New(0);
     for (uint32_t i = 0; tickets != NULL && i < self->shared.words.capacity; i++) {
-        if (self->own[i] == OWN_PUBLISHED && ring_state(ring_look(&self->ring, i)) == RING_DONE) {
-            PyObject *ticket = PyLong_FromUnsignedLongLong(
-                (uint64_t)self->generations[i] << TICKET_SLOT_BITS | i);
-            if (ticket == NULL || PyList_Append(tickets, ticket) != 0) {
-                Py_CLEAR(tickets);
-            }
-            Py_XDECREF(ticket);
+        if (self->own[i] != OWN_PUBLISHED || (spawned && !self->spawned[i])
+            || ring_state(ring_look(&self->ring, i)) != RING_DONE) {
+            continue;
         }
+        PyObject *ticket =
+            PyLong_FromUnsignedLongLong((uint64_t)self->generations[i] << TICKET_SLOT_BITS | i);
+        if (ticket == NULL || PyList_Append(tickets, ticket) != 0) {
+            Py_CLEAR(tickets);
+        }
+        Py_XDECREF(ticket);
     }
     return tickets;
 }
@@ -948,7 +962,7 @@ producer_withdraw(producer *self, PyObject *ticket)
     }
     uint32_t state = producer_drop(self, (uint32_t)slot);
     if (state == RING_CANCELLED) {
-        uint32_t sleeping = ring_bell_ring(self->bell); /* so that the slot comes back soon */
+        uint32_t sleeping = ring_bell_ring(self->bell, true); /* the slot is to come back soon */
         if (sleeping != 0 && producer_wake(self, sleeping) != 0) {
             return NULL;
         }
@@ -1061,7 +1075,7 @@ static PyMethodDef producer_methods[] = {
     {"poll", (PyCFunction)(void (*)(void))producer_poll, METH_FASTCALL, NULL},
     {"error", (PyCFunction)producer_error, METH_O, NULL},
     {"state", (PyCFunction)producer_state, METH_O, NULL},
-    {"finished", (PyCFunction)producer_finished, METH_NOARGS, NULL},
+    {"finished", (PyCFunction)producer_finished, METH_O, NULL},
     {"arm", (PyCFunction)(void (*)(void))producer_arm, METH_FASTCALL, NULL},
     {"withdraw", (PyCFunction)producer_withdraw, METH_O, NULL},
     {"join_completions", (PyCFunction)producer_join, METH_O, NULL},
@@ -1966,6 +1980,7 @@ core_exec(PyObject *module)
         {"OPEN", RING_OPEN},
         {"DRAINING", RING_DRAINING},
         {"CLOSED", RING_CLOSED},
+        {"SPAWNED", SUBMIT_SPAWNED},
         {"SUBMIT_FULL", SUBMIT_FULL},
         {"SUBMIT_MISFIT", SUBMIT_MISFIT},
         {"SUBMIT_CLOSED", SUBMIT_CLOSED},

@@ -29,6 +29,13 @@ A control block is one cache line::
          8   error_nbytes       u32     executor    length of the error record
         16   published_ns       u64     producer    monotonic clock at publish, nanoseconds
 
+The bell, one page for all producers of an executor::
+
+    offset   field              type    stored by   meaning
+    ------   ----------------   -----   ---------   -------------------------------------------
+         0   word               u32     both        rings so far << 2 | polling | parked
+        64   quorum             u32     executor    the count of rings that is worth a wake-up
+
 Every area starts on a cache line. Columns are structures of arrays, so that calls in
 neighbouring slots are gathered and scattered by one copy.
 """
@@ -57,7 +64,9 @@ CONTROL_OUTCOME = 4
 CONTROL_ERROR_NBYTES = 8
 CONTROL_PUBLISHED_NS = 16
 
-BELL_NBYTES = 4096  # one word matters; a page is the least that can be mapped
+BELL_WORD = 0
+BELL_QUORUM = 64
+BELL_NBYTES = 4096  # a page is the least that can be mapped
 
 # An error record holds class, message and the end of the traceback. Large rings get shorter
 # ones, so that errors never cost more than this much a segment.

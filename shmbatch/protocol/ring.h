@@ -30,7 +30,8 @@
  *   free        X moves CANCELLED or ABANDONED to  ->  P loads FREE and claims the slot: X no
  *               FREE                                   longer touches it
  *   bell        P adds to the bell after the tail  ->  X loads the bell before the tails, and
- *               parks only on the value it loaded
+ *               parks only on the value it loaded; the quorum it stored before that is what P
+ *               then reads
  *   completions X adds to the word after DONE      ->  P parks only on the value it loaded
  *                                                      before it looked for DONE
  *   withdraw    P counts after CANCELLED           ->  X loads the count before it sweeps
@@ -258,33 +259,52 @@ ring_leave_completions(ring_producer *producer, uint32_t step)
 
 /* ---- the bell: shared by all producers of an executor -------------------------------- */
 
-/* Ring; return RING_BELL_PARKED or RING_BELL_POLLING if the executor must be woken. */
+/* First bytes of the bell's page. */
+typedef struct {
+    _Alignas(64) _Atomic uint32_t word;   /* both: rings so far << 2 | POLLING | PARKED */
+    _Alignas(64) _Atomic uint32_t quorum; /* X: the count of rings that is worth a wake-up */
+} ring_bell;
+_Static_assert(sizeof(ring_bell) == 128, "layout.py draws 128 bytes");
+
+/* Ring; return RING_BELL_PARKED or RING_BELL_POLLING if the executor must be woken: it sleeps,
+ * and as many rings as it waits for have come, or this one is *urgent*. */
 static inline uint32_t
-ring_bell_ring(_Atomic uint32_t *bell)
+ring_bell_ring(ring_bell *bell, bool urgent)
 {
-    return atomic_fetch_add_explicit(bell, RING_BELL_STEP, memory_order_acq_rel) /* SYNC bell */
-           & (RING_BELL_PARKED | RING_BELL_POLLING);
+    uint32_t before = atomic_fetch_add_explicit(&bell->word, RING_BELL_STEP,
+                                                memory_order_acq_rel); /* SYNC bell */
+    uint32_t asleep = before & (RING_BELL_PARKED | RING_BELL_POLLING);
+    if (asleep == 0 || urgent) {
+        return asleep;
+    }
+    /* The quorum of the announcement just read, or of a later one: that was then armed on a
+     * word which has this ring in it, so its executor has looked at the rings since. */
+    uint32_t quorum = atomic_load_explicit(&bell->quorum, memory_order_relaxed);
+    uint32_t missing = (quorum - before / RING_BELL_STEP - 1) << 2; /* counts have 30 bits */
+    return (int32_t)missing <= 0 ? asleep : 0;
 }
 
 static inline uint32_t
-ring_bell_look(const _Atomic uint32_t *bell)
+ring_bell_look(const ring_bell *bell)
 {
-    return atomic_load_explicit(bell, memory_order_acquire); /* SYNC bell */
+    return atomic_load_explicit(&bell->word, memory_order_acquire); /* SYNC bell */
 }
 
-/* Announce sleep, unless the bell rang since *seen* was loaded. On success the executor sleeps
- * on `seen | bit` and afterwards clears the bit itself with ring_bell_disarm. */
+/* Announce sleep until *calls* more rings, unless the bell rang since *seen* was loaded. On
+ * success the executor sleeps on `seen | bit` and afterwards clears the bit itself with
+ * ring_bell_disarm. */
 static inline bool
-ring_bell_arm(_Atomic uint32_t *bell, uint32_t seen, uint32_t bit)
+ring_bell_arm(ring_bell *bell, uint32_t seen, uint32_t bit, uint32_t calls)
 {
-    return atomic_compare_exchange_strong_explicit(bell, &seen, seen | bit, memory_order_acq_rel,
-                                                   memory_order_acquire);
+    atomic_store_explicit(&bell->quorum, seen / RING_BELL_STEP + calls, memory_order_relaxed);
+    return atomic_compare_exchange_strong_explicit(&bell->word, &seen, seen | bit,
+                                                   memory_order_acq_rel, memory_order_acquire);
 }
 
 static inline void
-ring_bell_disarm(_Atomic uint32_t *bell)
+ring_bell_disarm(ring_bell *bell)
 {
-    atomic_fetch_and_explicit(bell, ~(RING_BELL_PARKED | RING_BELL_POLLING),
+    atomic_fetch_and_explicit(&bell->word, ~(RING_BELL_PARKED | RING_BELL_POLLING),
                               memory_order_acq_rel);
 }
 

@@ -1,0 +1,84 @@
+"""What every test gets: a directory of sockets of its own, and a check of what it leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are imported by their stem
+
+import processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sockets_directory() -> Iterator[Path]:
+    """Serve names in a fresh directory with a short path, never in the user's own."""
+    path = Path(tempfile.mkdtemp(prefix="shmb-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMBATCH_DIR", str(path))
+        for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT"):
+            patch.delenv(name, raising=False)
+        yield path
+        left = sorted(entry.name for entry in path.iterdir())
+    shutil.rmtree(path)
+    assert left == [], "names are left"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(sockets_directory: Path) -> Iterator[None]:
+    """Fail a test that leaves a process, a descriptor, a name or shared memory behind."""
+    before = _everything(sockets_directory)
+    yield
+    processes.hang_up()
+    gc.collect()
+    after = _everything(sockets_directory)
+    for what, found in after.items():
+        left = found - before[what]
+        assert not left, f"left behind: {what} {sorted(left)}"
+
+
+def _everything(sockets_directory: Path) -> dict[str, set[str]]:
+    return {
+        "processes": {f"{pid} {_command(pid)}" for pid in processes.children()},
+        "descriptors": {f"{fd} {what}" for fd, what in processes.descriptors().items()},
+        "names": {entry.name for entry in sockets_directory.iterdir()},
+        "shared memory": processes.shared_memory(),
+    }
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[processes.Gate]:
+    """A gate for one test; executors that it starts from now on know of it."""
+    monkeypatch.setenv("SHMBATCH_TEST_GATE", str(tmp_path))
+    gate = processes.Gate(tmp_path)
+    yield gate
+    gate.close()
+
+
+@pytest.fixture(scope="module")
+def module_gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Gate]:
+    """A gate shared by the tests of a module, for executors that they share."""
+    folder = tmp_path_factory.mktemp("gate")
+    gate = processes.Gate(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMBATCH_TEST_GATE", str(folder))
+        yield gate
+    gate.close()
+
+
+@pytest.fixture(scope="module", params=["linux"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

@@ -1,0 +1,295 @@
+"""Real executors and producers for tests: started here, killed by pid, never by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import shmbatch
+from shmbatch.client import pool
+
+PATIENCE_S = 60
+APPS = Path(__file__).parent / "apps"
+ROOT = Path(shmbatch.__file__).parents[1]
+
+# What a leaked descriptor of ours would be.
+_OURS = ("socket:", "pipe:", "anon_inode:[pidfd]", "anon_inode:[eventpoll]", "/memfd:", "/dev/shm")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment, in which a child finds the package and the apps."""
+    paths = [str(ROOT), str(APPS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | extra
+
+
+def wait_until(true: Callable[[], Any], what: str) -> Any:
+    """Return what *true* returns once that is true; for what cannot be waited on otherwise."""
+    # The wait is on a pipe that nobody writes to: nothing here depends on how long a turn takes.
+    out, into = os.pipe()
+    try:
+        for _ in range(PATIENCE_S * 100):
+            if answer := true():
+                return answer
+            select.select([out], [], [], 0.01)
+    finally:
+        os.close(out)
+        os.close(into)
+    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+
+
+def readable(fd: int, what: str) -> None:
+    """Wait until *fd* can be read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(PATIENCE_S * 1000), f"not within {PATIENCE_S} s: {what}"
+
+
+class Served:
+    """An executor that serves a file of ``tests/apps`` in a process of its own."""
+
+    def __init__(self, file: str, name: str, *options: str, **extra: str) -> None:
+        self.name = name
+        self.log = tempfile.TemporaryFile()
+        ready_out, ready_in = os.pipe()
+        lifeline_out, self._lifeline = os.pipe()  # so that it ends if this process is killed
+        try:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "shmbatch", "start", str(APPS / file)),
+                    *("--name", name, "--ready-fd", str(ready_in)),
+                    *("--supervisor-fd", str(lifeline_out), *options),
+                ],
+                pass_fds=(ready_in, lifeline_out),
+                stdin=subprocess.DEVNULL,
+                stderr=self.log,
+                env=environment(**extra),
+                start_new_session=True,
+            )
+        finally:
+            os.close(ready_in)
+            os.close(lifeline_out)
+        with os.fdopen(ready_out, "rb") as pipe:
+            readable(pipe.fileno(), f"{file} is served")
+            report = pipe.readline()
+        if not report or not json.loads(report).get("ready"):
+            self.kill()
+            raise AssertionError(f"{file} is not served: {report!r}")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def logged(self) -> str:
+        """What it has written to standard error."""
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), size, 0).decode()
+
+    def connect(self, function: str, **options: Any) -> shmbatch.Function:
+        return shmbatch.connect(f"{self.name}.{function}", **options)
+
+    def statistics(self, function: str) -> dict[str, Any]:
+        counted: dict[str, Any] = shmbatch.statistics(self.name)[function]
+        return counted
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """End it as no process can prevent, and wait for that. Idempotent."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+        self._close()
+
+    def stop(self) -> None:
+        """Have it drain; it must end well. Idempotent."""
+        if self._lifeline < 0:
+            return
+        try:
+            self.signal(signal.SIGTERM)
+            status = self.wait()
+            logged = self.logged
+        finally:
+            self.kill()
+        assert status == 0, logged
+        assert "Traceback" not in logged, logged
+
+    def _close(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+            self.log.close()
+
+
+@contextmanager
+def served(file: str, name: str, *options: str, **extra: str) -> Iterator[Served]:
+    """Serve a file of ``tests/apps``; at the end it is stopped, unless it was killed before."""
+    executor = Served(file, name, *options, **extra)
+    try:
+        yield executor
+    except BaseException:
+        executor.kill()
+        raise
+    executor.stop()
+
+
+class Gate:
+    """Holds functions of an executor until they may go on.
+
+    The function calls `pass_through` in the executor; the test waits for it with `arrived` and
+    lets it go with `open`. Two pipes with names, so no clock and no sleep is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.arrivals, self.departures = folder / "arrivals", folder / "departures"
+        for path in (self.arrivals, self.departures):
+            os.mkfifo(path, 0o600)
+        # Both ends of each are held here, so no open() blocks and no end of file is seen.
+        self._fds = [os.open(path, os.O_RDWR) for path in (self.arrivals, self.departures)]
+
+    def arrived(self) -> list[Any]:
+        """Wait for a function to be at the gate; return the inputs that it came with."""
+        readable(self._fds[0], "a batch is at the gate")
+        inputs: list[Any] = json.loads(_line(self._fds[0]))
+        return inputs
+
+    def open(self, times: int = 1) -> None:
+        """Let as many functions through."""
+        os.write(self._fds[1], b"." * times)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+def pass_through(inputs: list[Any]) -> None:
+    """In an executor: say that a batch with *inputs* runs, then wait for the gate to open."""
+    folder = Path(os.environ["SHMBATCH_TEST_GATE"])
+    with (folder / "arrivals").open("wb", buffering=0) as pipe:
+        pipe.write(json.dumps(inputs).encode() + b"\n")
+    with (folder / "departures").open("rb", buffering=0) as pipe:
+        pipe.read(1)
+
+
+def _line(fd: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(fd, 1)
+    return line
+
+
+class Program:
+    """A Python program in a process of its own, spoken with line by line; kill -9 is its end."""
+
+    def __init__(self, code: str, *arguments: object, **extra: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(**extra),
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        """Wait for the next line it prints."""
+        assert self.process.stdout is not None
+        readable(self.process.stdout.fileno(), "the program prints a line")
+        line = _line_or_end(self.process.stdout.fileno())
+        assert line, f"the program ended with {self.process.poll()}"
+        return line.decode().rstrip("\n")
+
+    def tell(self, text: str = "") -> None:
+        """Give it a line to read."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """Kill it, and wait until it is gone."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _line_or_end(fd: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(fd, 1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def hang_up() -> None:
+    """Close every connection that this process has."""
+    for app, _, _ in list(pool._connections):
+        pool.forget(app)
+
+
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    """What a process has open, of the kinds that this package opens."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except FileNotFoundError:
+            continue  # the one that lists the folder
+        if target.startswith(_OURS):
+            found[int(entry.name)] = target
+    return found
+
+
+def children() -> set[int]:
+    """The children of this process, zombies among them."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= set(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def shared_memory() -> set[str]:
+    """Entries of /dev/shm with our prefix whose maker is this process, or dead."""
+    found = set()
+    for entry in Path("/dev/shm").iterdir():
+        name = entry.name.removeprefix("sem.")
+        if name.startswith("shmbatch-"):
+            pid = name.split("-")[1]
+            if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+                found.add(entry.name)
+    return found

@@ -1,0 +1,150 @@
+"""User programs as tests write and run them: files, the command line, processes to watch."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import shmbatch
+
+PATIENCE_S = 60
+ROOT = Path(shmbatch.__file__).parents[1]
+
+# The first program of Modal's guide to dynamic batching, its import changed.
+FIRST_PROGRAM = """
+    import shmbatch as modal
+
+    app = modal.App()
+
+    @app.function()
+    @modal.batched(max_batch_size=2, wait_ms=1000)
+    async def batch_add(xs: list[int], ys: list[int]) -> list[int]:
+        return [x + y for x, y in zip(xs, ys)]
+
+    @app.local_entrypoint()
+    async def main():
+        inputs = [(1, 300), (2, 200), (3, 100)]
+        async for result in batch_add.starmap.aio(inputs):
+            print(f"Sum: {result}")
+            # Sum: 301
+            # Sum: 202
+            # Sum: 103
+"""
+
+# Serves `double`, `never` (not due for ten minutes) and `pid`, the executor's.
+SERVED = """
+    import os
+    import shmbatch
+
+    app = shmbatch.App()
+
+    @app.function()
+    @shmbatch.batched(max_batch_size=4, wait_ms=0)
+    def double(xs: list[int]) -> list[int]:
+        return [2 * x for x in xs]
+
+    @app.function()
+    @shmbatch.batched(max_batch_size=4, wait_ms=600_000)
+    def never(xs: list[int]) -> list[int]:
+        return xs
+
+    @app.function()
+    @shmbatch.batched(max_batch_size=4, wait_ms=0)
+    def pid(xs: list[int]) -> list[int]:
+        return [os.getpid() for _ in xs]
+"""
+
+
+def written(folder: Path, name: str, *texts: str) -> Path:
+    """Write a program made of indented *texts*."""
+    path = folder / name
+    path.write_text("\n\n".join(textwrap.dedent(text) for text in texts))
+    return path
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment, in which a child finds the package that this one has."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | extra
+
+
+def ran(*arguments: object, python: bool = False, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``shmbatch`` with *arguments* (or Python itself) to its end."""
+    return subprocess.run(
+        _command(arguments, python),
+        capture_output=True,
+        text=True,
+        env=environment(**extra),
+        timeout=PATIENCE_S,
+    )
+
+
+@contextmanager
+def started(
+    *arguments: object, python: bool = False, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Start ``shmbatch`` with *arguments*, in a process group of its own; kill what is left."""
+    process = subprocess.Popen(
+        _command(arguments, python),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Read the next line that the process writes to standard output."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
+    assert ready, "the program writes nothing"
+    text = process.stdout.readline()
+    if not text:
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        raise AssertionError(f"the program ended with {process.returncode}:\n{errors}")
+    return text.rstrip("\n")
+
+
+class Watched:
+    """A process that may be nobody's child, watched by pidfd; works whatever becomes its pid."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.pidfd_open(pid)
+
+    def gone(self, timeout_s: float = PATIENCE_S) -> bool:
+        """Wait until the process has ended; False after *timeout_s*."""
+        return bool(select.select([self._fd], [], [], timeout_s)[0])
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self.gone(0):
+            self.kill()
+        os.close(self._fd)
+
+
+def _command(arguments: tuple[object, ...], python: bool) -> list[str]:
+    command = [sys.executable, *([] if python else ["-m", "shmbatch"])]
+    return [*command, *map(str, arguments)]

@@ -1,0 +1,145 @@
+"""The diagrams, the constants, ring.h, and the areas of a segment all say the same thing."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shmbatch.contract.batching import MAX_SLOTS, slot_capacity
+from shmbatch.executor.served import SEGMENT_LIMIT_NBYTES
+from shmbatch.protocol import _core, layout
+from tests.rings import Served, Wire
+
+RING_H = (Path(layout.__file__).parent / "ring.h").read_text()
+
+assert layout.__doc__ is not None
+# "        64   status    u32 ..." -> ("64", "status"), of the segment and of a control block
+SEGMENT_ROWS, CONTROL_ROWS = (
+    re.findall(r"^ +(\d+)   ([a-z_]+)", diagram, re.MULTILINE)
+    for diagram in layout.__doc__.split("A control block is")
+)
+
+capacities = st.integers(1, 300) | st.sampled_from([511, 512, 513, 131_071, 131_072])
+column_sizes = st.lists(st.integers(0, 5000), min_size=2, max_size=6)
+
+
+@pytest.mark.parametrize(("offset", "field"), SEGMENT_ROWS)
+def test_the_segment_diagram_shows_the_constants(offset: str, field: str) -> None:
+    assert getattr(layout, field.upper()) == int(offset)
+
+
+@pytest.mark.parametrize(("offset", "field"), CONTROL_ROWS)
+def test_the_control_diagram_shows_the_constants(offset: str, field: str) -> None:
+    assert getattr(layout, f"CONTROL_{field.upper()}") == int(offset)
+
+
+def test_the_diagrams_are_complete() -> None:
+    assert len(SEGMENT_ROWS) == 7
+    assert len(CONTROL_ROWS) == 4
+
+
+def test_ring_h_has_the_sizes_of_the_diagrams() -> None:
+    assert layout.HEADER_NBYTES == _core.HEADER_NBYTES
+    assert layout.CONTROL_NBYTES == _core.CONTROL_NBYTES
+    assert f"sizeof(ring_header) == {layout.HEADER_NBYTES}, " in RING_H
+    assert f"sizeof(ring_control) == {layout.CONTROL_NBYTES}, " in RING_H
+
+
+def test_every_slot_that_may_be_asked_for_has_a_number_in_the_core() -> None:
+    assert MAX_SLOTS == _core.MAX_CAPACITY
+
+
+def test_the_core_stores_each_word_where_the_diagram_draws_it() -> None:
+    wire = Wire(capacity=4)
+    served = Served(wire)
+    other = Wire(capacity=4)  # keeps two producers active
+
+    served.inbox.attach(other.executor)
+    wire.executor.set_status(_core.DRAINING)
+    assert wire.read(layout.STATUS) == _core.DRAINING
+    wire.executor.set_status(_core.OPEN)
+    served.inbox.tell_active(7)
+    assert wire.read(layout.ACTIVE) == 7
+    assert wire.memory[layout.MAGIC : layout.MAGIC + 8] == b"shmbatch"
+
+    tickets = [wire.submit(0, 0) for _ in range(4)]
+    assert wire.read(layout.TAIL) == 4
+    assert [wire.read(layout.INDICES + 4 * i) for i in range(4)] == [0, 1, 2, 3]
+    for slot in range(4):
+        control = wire.where.controls + layout.CONTROL_NBYTES * slot
+        word, published_ns = struct.unpack_from("=I12xQ", wire.memory, control)
+        assert word == 1 << 8 | _core.READY
+        assert published_ns > 0
+
+    assert wire.producer.withdraw(tickets[0]) == _core.CANCELLED
+    assert wire.read(layout.WITHDRAWN) == 1
+    served.take()
+    served.batch.fail(1, b"broken")
+    served.batch.complete()
+    assert wire.read(layout.COMPLETIONS) == 1 << 16
+    failed = wire.where.controls + layout.CONTROL_NBYTES * 2
+    assert wire.read(failed + layout.CONTROL_STATE) == 1 << 8 | _core.DONE
+    assert wire.read(failed + layout.CONTROL_OUTCOME) == 1
+    assert wire.read(failed + layout.CONTROL_ERROR_NBYTES) == len(b"broken")
+    record = wire.where.errors + 2 * wire.where.error_nbytes
+    assert wire.memory[record : record + 6] == b"broken"
+
+
+@given(capacity=capacities, column_nbytes=column_sizes)
+@example(capacity=1, column_nbytes=[0, 0])
+def test_areas_stand_behind_each_other_on_cache_lines(
+    capacity: int, column_nbytes: list[int]
+) -> None:
+    where = layout.layout(capacity, column_nbytes)
+    ring_size = 1 << (capacity - 1).bit_length()
+    areas = [
+        (0, layout.HEADER_NBYTES),
+        (layout.INDICES, 4 * ring_size),
+        (where.controls, layout.CONTROL_NBYTES * capacity),
+        *(
+            (offset, nbytes * capacity)
+            for offset, nbytes in zip(where.columns, column_nbytes, strict=True)
+        ),
+        (where.errors, where.error_nbytes * capacity),
+        (where.nbytes, 0),
+    ]
+
+    assert ring_size >= capacity
+    for (start, nbytes), (following, _) in zip(areas, areas[1:], strict=False):
+        assert start % layout.CACHE_LINE == 0
+        assert start + nbytes <= following < start + nbytes + layout.CACHE_LINE
+    assert where.nbytes % layout.CACHE_LINE == 0
+
+
+@given(capacity=st.integers(1, _core.MAX_CAPACITY))
+def test_error_records_are_useful_and_bounded_for_every_capacity(capacity: int) -> None:
+    nbytes = layout.error_nbytes(capacity)
+
+    assert layout.ERROR_NBYTES_MIN <= nbytes <= layout.ERROR_NBYTES_MAX
+    assert nbytes % 8 == 0
+    assert nbytes == layout.ERROR_NBYTES_MIN or nbytes * capacity <= layout.ERRORS_NBYTES
+
+
+@given(batch=st.integers(1, 65_536), column_nbytes=column_sizes)
+def test_a_default_segment_stays_within_its_limit(batch: int, column_nbytes: list[int]) -> None:
+    """`slot_nbytes` counts short error records; longer ones cost what they may at most."""
+    slot = layout.slot_nbytes(column_nbytes)
+    capacity = slot_capacity(batch, None, slot, SEGMENT_LIMIT_NBYTES)
+    rounding = 4 * capacity + layout.CACHE_LINE * (len(column_nbytes) + 4)
+
+    nbytes = layout.layout(capacity, column_nbytes).nbytes
+
+    assert nbytes <= SEGMENT_LIMIT_NBYTES + layout.ERRORS_NBYTES + rounding
+
+
+@given(nbytes=st.integers(0, 1 << 40))
+def test_alignment_rounds_up_to_the_next_cache_line(nbytes: int) -> None:
+    aligned = layout.align(nbytes)
+
+    assert aligned % layout.CACHE_LINE == 0
+    assert 0 <= aligned - nbytes < layout.CACHE_LINE
