@@ -40,19 +40,18 @@ class FunctionCall:
         if self._state != _WAITING:
             return True
         connection = self._connection
-        if connection.ring.forked:
-            raise ConfigError("this call belongs to the parent process; get it there")
         try:
             outcome = connection.ring.poll(self._ticket, spin_ns)
         except ValueError:
             outcome = connection.stash.pop(self._ticket, PENDING)
-            if isinstance(outcome, Failure):
-                self._settle_as(_ERROR, outcome.error)
-                return True
+        except RuntimeError:
+            raise ConfigError("this call belongs to the parent process; get it there") from None
         if outcome is PENDING:
             return self._state != _WAITING
         if outcome is FAILED:
             self._settle_as(_ERROR, connection.error(self._ticket))
+        elif type(outcome) is Failure:
+            self._settle_as(_ERROR, outcome.error)
         else:
             self._settle_as(_VALUE, outcome)
         return True
@@ -90,7 +89,7 @@ class FunctionCall:
         until_ns = self._earlier(deadline_after(timeout))
         while not self.settle():
             try:
-                await self._connection.listener.any_outcome([self._ticket], until_ns)
+                await self._connection.listening().any_outcome([self._ticket], until_ns)
             except ValueError:
                 continue
             except CallTimeout:
@@ -118,7 +117,7 @@ class FunctionCall:
         if len(tickets) < len(calls):
             return True
         try:
-            await self._connection.listener.any_outcome(tickets, self._deadline_ns)
+            await self._connection.listening().any_outcome(tickets, self._deadline_ns)
         except ValueError:
             pass  # another thread got one of the outcomes just now
         except CallTimeout:
@@ -173,7 +172,8 @@ class FunctionCall:
     def _settle_as(self, state: int, outcome: Any) -> None:
         self._outcome = outcome
         self._state = state
-        self._connection.over(self._ticket)
+        if self._connection.listener is not None:
+            self._connection.listener.tell(self._ticket)
 
     def __del__(self) -> None:
         if self._state == _WAITING:
@@ -181,6 +181,8 @@ class FunctionCall:
                 self._connection.ring.withdraw(self._ticket)
             except ValueError:
                 self._connection.stash.pop(self._ticket, None)
+            except RuntimeError:
+                pass  # a copy in a forked child; the call is the parent's
 
     def __repr__(self) -> str:
         state = ("waiting", "done", "failed")[self._state]

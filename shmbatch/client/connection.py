@@ -110,16 +110,15 @@ class Connection:
         self.spinning = Spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         self.stash: dict[int, Any] = {}
-        self._listener: Listener | None = None
+        self.listener: Listener | None = None  # tells event loops of finished calls
 
-    @property
-    def listener(self) -> Listener:
-        """What tells event loops of finished calls; made on first use, since it needs asyncio."""
-        if self._listener is None:
+    def listening(self) -> Listener:
+        """Return the listener; made on first use, since it needs asyncio."""
+        if self.listener is None:
             from .listener import Listener
 
-            self._listener = Listener(self)
-        return self._listener
+            self.listener = Listener(self)
+        return self.listener
 
     # ---- submitting ----------------------------------------------------------------------
 
@@ -161,14 +160,6 @@ class Connection:
             raise ProtocolError(f"the core refuses coerced values for '{self.address}'")
         return coerced
 
-    def over(self, ticket: int) -> None:
-        """Tell event loops that wait for a spawned call that it has its outcome.
-
-        A thread that waits for it as well finds out after a slice.
-        """
-        if self._listener is not None:
-            self._listener.tell(ticket)
-
     def reap(self) -> bool:
         """Copy outcomes of spawned calls out of their slots; True if a slot is free."""
         if self.ring.free_slots == 0:
@@ -181,7 +172,8 @@ class Connection:
                     continue  # another thread got it first
                 if outcome is not PENDING:
                     self.stash[ticket] = outcome
-                    self.over(ticket)
+                    if self.listener is not None:
+                        self.listener.tell(ticket)
         return self.ring.free_slots > 0
 
     def _wait_for_slot(self, deadline_ns: int | None) -> None:
@@ -294,8 +286,8 @@ class Connection:
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
         self.dead = True
-        if self._listener is not None:
-            self._listener.close()
+        if self.listener is not None:
+            self.listener.close()
         self.sock.close()
         self._loop_socket.close()
         if self.pidfd >= 0:

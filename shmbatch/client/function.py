@@ -144,7 +144,7 @@ class Function:
         connection, ticket = await self._submit_aio(args, kwargs, ASYNC, deadline_ns)
         try:
             while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
-                await connection.listener.any_outcome([ticket], deadline_ns)
+                await connection.listening().any_outcome([ticket], deadline_ns)
             if outcome is FAILED:
                 raise connection.error(ticket)
             return outcome
@@ -204,7 +204,7 @@ class Function:
             ticket = connection.ring.submit(values, flags)
             while ticket < 0 and ticket != SUBMIT_FORKED:
                 if ticket == SUBMIT_FULL:
-                    await connection.listener.slot(deadline_ns)
+                    await connection.listening().slot(deadline_ns)
                 else:
                     values = connection.refusal(ticket, values)
                 ticket = connection.ring.submit(values, flags)

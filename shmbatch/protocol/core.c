@@ -770,10 +770,15 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
     return refusal != 0 ? PyLong_FromLong(refusal) : ticket;
 }
 
-/* Return the slot of a live ticket, or -1 with ValueError. */
+/* Return the slot of a live ticket, or -1 with ValueError; with RuntimeError in a fork of the
+ * process whose ring this is. */
 static int64_t
 producer_slot(const producer *self, PyObject *ticket)
 {
+    if (producer_forked(self)) {
+        PyErr_SetString(PyExc_RuntimeError, "the ring belongs to the parent process");
+        return -1;
+    }
     uint64_t number = PyLong_AsUnsignedLongLong(ticket);
     if (number == (uint64_t)-1 && PyErr_Occurred()) {
         return -1;
@@ -941,9 +946,6 @@ producer_arm(producer *self, PyObject *const *args, Py_ssize_t nargs)
     if (slot < 0 || PyErr_Occurred()) {
         return NULL;
     }
-    if (producer_forked(self)) {
-        return PyLong_FromLong(-1);
-    }
     uint32_t word = ring_arm(&self->ring, (uint32_t)slot, (uint32_t)bit & (RING_WAITER | RING_ASYNC));
     return ring_state(word) == RING_DONE ? PyLong_FromLong(-1) : PyLong_FromUnsignedLong(word);
 }
@@ -957,7 +959,7 @@ producer_withdraw(producer *self, PyObject *ticket)
     if (slot < 0) {
         return NULL;
     }
-    if (producer_forked(self) || self->own[slot] == OWN_READING) {
+    if (self->own[slot] == OWN_READING) {
         return PyLong_FromLong(RING_DONE);
     }
     uint32_t state = producer_drop(self, (uint32_t)slot);
