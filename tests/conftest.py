@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are imported by their stem
 
-import processes
+from tests import processes
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from shmbatch.client import pool
 
 PATIENCE_S = 60
 APPS = Path(__file__).parent / "apps"
-ROOT = Path(shmbatch.__file__).parents[1]
+ROOT = APPS.parents[1]
 
 # What a leaked descriptor of ours would be.
 _OURS = ("socket:", "pipe:", "anon_inode:[pidfd]", "anon_inode:[eventpoll]", "/memfd:", "/dev/shm")

@@ -27,7 +27,7 @@ class App:
     def __init__(self, name: str | None = None, **refused: Any) -> None:
         if "image" in refused:
             raise ConfigError(
-                "App takes no image=: everything runs on this machine, in this environment; drop it"
+                "App takes no image=: everything runs on this machine, as it is; drop it"
             )
         if refused:
             raise ConfigError(f"App takes no {', '.join(refused)}; it takes a name")

@@ -19,9 +19,7 @@ from ..protocol import names
 class Running:
     """Context manager; see `App.run`. Each entry starts an executor of its own."""
 
-    def __init__(
-        self, app: str, file: Path, *, wait: str | None, transport: str | None
-    ) -> None:
+    def __init__(self, app: str, file: Path, *, wait: str | None, transport: str | None) -> None:
         self._app = app
         self._file = file
         self._wait = wait

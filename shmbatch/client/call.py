@@ -60,7 +60,20 @@ class FunctionCall:
         """Say whether `get` would return, or raise, at once."""
         return self.settle()
 
-    @verb
+    async def _get_aio(self, timeout: float | None = None) -> Any:
+        until_ns = self._earlier(deadline_after(timeout))
+        while not self.settle():
+            try:
+                await self._connection.listening().any_outcome([self._ticket], until_ns)
+            except ValueError:
+                continue
+            except CallTimeout:
+                self._expire()
+            except ShmbatchError as error:
+                self._fail(error)
+        return self.result()
+
+    @verb(_get_aio)
     def get(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call failed with.
 
@@ -83,20 +96,6 @@ class FunctionCall:
         if self._state == _ERROR:
             raise self._outcome
         return self._outcome
-
-    @get.twin
-    async def get(self, timeout: float | None = None) -> Any:
-        until_ns = self._earlier(deadline_after(timeout))
-        while not self.settle():
-            try:
-                await self._connection.listening().any_outcome([self._ticket], until_ns)
-            except ValueError:
-                continue
-            except CallTimeout:
-                self._expire()
-            except ShmbatchError as error:
-                self._fail(error)
-        return self.result()
 
     def wait_any(self, calls: Collection[FunctionCall]) -> bool:
         """Wait until one of *calls*, all of this call's connection, is done.

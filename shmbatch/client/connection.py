@@ -101,12 +101,9 @@ class Connection:
         finish = finisher(self.signature.result, arrays)
         self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
         self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
-        self.ring = ProducerRing(
-            *ring_arguments(self._transport.memory, self.signature, where),
-            self._transport.bell_memory,
-            _waker(self._transport, self._loop_socket),
-            finish,
-        )
+        shared = ring_arguments(self._transport.memory, self.signature, where)
+        wake = _waker(self._transport, self._loop_socket)
+        self.ring = ProducerRing(*(*shared, self._transport.bell_memory, wake, finish))
         self.spinning = Spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         self.stash: dict[int, Any] = {}

@@ -107,7 +107,20 @@ class Function:
 
     # ---- one call ------------------------------------------------------------------------
 
-    @verb
+    async def _remote_aio(self, *args: Any, **kwargs: Any) -> Any:
+        deadline_ns = deadline_after(self._timeout)
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC, deadline_ns)
+        try:
+            while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
+                await connection.listening().any_outcome([ticket], deadline_ns)
+            if outcome is FAILED:
+                raise connection.error(ticket)
+            return outcome
+        except BaseException:
+            _abandon(connection, ticket)
+            raise
+
+    @verb(_remote_aio)
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Send one input, wait, and return its own result.
 
@@ -138,21 +151,12 @@ class Function:
             _abandon(connection, ticket)
             raise
 
-    @remote.twin
-    async def remote(self, *args: Any, **kwargs: Any) -> Any:
+    async def _spawn_aio(self, *args: Any, **kwargs: Any) -> FunctionCall:
         deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, ASYNC, deadline_ns)
-        try:
-            while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
-                await connection.listening().any_outcome([ticket], deadline_ns)
-            if outcome is FAILED:
-                raise connection.error(ticket)
-            return outcome
-        except BaseException:
-            _abandon(connection, ticket)
-            raise
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC | SPAWNED, deadline_ns)
+        return FunctionCall(connection, ticket, deadline_ns)
 
-    @verb
+    @verb(_spawn_aio)
     def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
         """Send one input and return at once; waits only for a free slot.
 
@@ -168,12 +172,6 @@ class Function:
         ticket = connection.ring.submit(args, SPAWNED)
         if ticket < 0:
             connection, ticket = self._submit(args, SPAWNED, deadline_ns)
-        return FunctionCall(connection, ticket, deadline_ns)
-
-    @spawn.twin
-    async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
-        deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, ASYNC | SPAWNED, deadline_ns)
         return FunctionCall(connection, ticket, deadline_ns)
 
     def _submit(
@@ -213,9 +211,21 @@ class Function:
 
     # ---- many calls ----------------------------------------------------------------------
 
-    @verb
+    def _map_aio(
+        self,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[Any]:
+        inputs = mapping.zip_aio(iterables)
+        return mapping.run_aio(self, inputs, order_outputs, return_exceptions)
+
+    @verb(_map_aio)
     def map(
-        self, *iterables: Iterable[Any], order_outputs: bool = True, return_exceptions: bool = False
+        self,
+        *iterables: Iterable[Any],
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
     ) -> Iterator[Any]:
         """Yield the result of each input, keeping a batch or two of calls in flight.
 
@@ -226,17 +236,17 @@ class Function:
         """
         return mapping.run(self, zip(*iterables, strict=False), order_outputs, return_exceptions)
 
-    @map.twin
-    def map(
+    def _starmap_aio(
         self,
-        *iterables: Iterable[Any] | AsyncIterable[Any],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
         order_outputs: bool = True,
         return_exceptions: bool = False,
     ) -> AsyncIterator[Any]:
-        inputs = mapping.zip_aio(iterables)
+        inputs = mapping.tuples_aio(iterable)
         return mapping.run_aio(self, inputs, order_outputs, return_exceptions)
 
-    @verb
+    @verb(_starmap_aio)
     def starmap(
         self,
         iterable: Iterable[Iterable[Any]],
@@ -247,29 +257,17 @@ class Function:
         """As `map`, with one tuple of arguments an input."""
         return mapping.run(self, map(tuple, iterable), order_outputs, return_exceptions)
 
-    @starmap.twin
-    def starmap(
-        self,
-        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
-        *,
-        order_outputs: bool = True,
-        return_exceptions: bool = False,
-    ) -> AsyncIterator[Any]:
-        inputs = mapping.tuples_aio(iterable)
-        return mapping.run_aio(self, inputs, order_outputs, return_exceptions)
-
-    @verb
-    def for_each(self, *iterables: Iterable[Any], ignore_exceptions: bool = False) -> None:
-        """As `map`, for functions whose results do not matter; returns when all are done."""
-        for _ in mapping.run(self, zip(*iterables, strict=False), False, ignore_exceptions):
-            pass
-
-    @for_each.twin
-    async def for_each(
+    async def _for_each_aio(
         self, *iterables: Iterable[Any] | AsyncIterable[Any], ignore_exceptions: bool = False
     ) -> None:
         inputs = mapping.zip_aio(iterables)
         async for _ in mapping.run_aio(self, inputs, False, ignore_exceptions):
+            pass
+
+    @verb(_for_each_aio)
+    def for_each(self, *iterables: Iterable[Any], ignore_exceptions: bool = False) -> None:
+        """As `map`, for functions whose results do not matter; returns when all are done."""
+        for _ in mapping.run(self, zip(*iterables, strict=False), False, ignore_exceptions):
             pass
 
     # ---- the handle itself ---------------------------------------------------------------

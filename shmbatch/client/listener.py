@@ -46,7 +46,8 @@ class Listener:
         try:
             for ticket in tickets:
                 self._waiting.setdefault(ticket, []).append(waiter)
-            if any([connection.ring.arm(ticket, ASYNC) < 0 for ticket in tickets]):
+            armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
+            if min(armed) < 0:
                 return
             for ticket in tickets:
                 connection.check_alive(ticket)
@@ -175,7 +176,7 @@ def _wake(waiter: _Waiter) -> None:
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: object, argument: object) -> None:
-    """Run ``function(argument)`` in *loop*: at once if we are in it; not at all if it is closed."""
+    """Run ``function(argument)`` in *loop*; at once if that runs us, not at all if it is closed."""
     try:
         running = asyncio.get_running_loop()
     except RuntimeError:

@@ -151,7 +151,7 @@ def zip_aio(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> Inputs
     """Zip iterables of either kind; an async iterator only if one of them is."""
     if any(isinstance(iterable, AsyncIterable) for iterable in iterables):
         return _zip_async(iterables)
-    return zip(*iterables, strict=False)  # type: ignore[arg-type]
+    return zip(*iterables, strict=False)
 
 
 def tuples_aio(

@@ -18,20 +18,17 @@ class Verb(partial[Any]):
         return partial(type(self)._twin, *self.args)
 
 
-class verb:  # noqa: N801 - a decorator, like property
-    """Decorate a method, and with ``.twin`` its asyncio version."""
+class _VerbMethod:
+    """A method in its class; binds as a `Verb`."""
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    def __init__(self, method: Callable[..., Any], twin: Callable[..., Any]) -> None:
         self._method = method
         self._name = method.__name__
-        self._bound = Verb
-        self.__doc__ = method.__doc__
-
-    def twin(self, method: Callable[..., Any]) -> verb:
-        """Set the asyncio version."""
         # A class for each verb, so that binding one creates a single object.
-        self._bound = type(f"Verb[{self._name}]", (Verb,), {"_twin": staticmethod(method)})
-        return self
+        self._bound: Callable[..., Verb] = type(
+            f"Verb[{self._name}]", (Verb,), {"_twin": staticmethod(twin)}
+        )
+        self.__doc__ = method.__doc__
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
@@ -41,3 +38,12 @@ class verb:  # noqa: N801 - a decorator, like property
         if owner.__dictoffset__:
             instance.__dict__[self._name] = bound
         return bound
+
+
+def verb(twin: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a method whose asyncio version is *twin*."""
+
+    def decorate(method: Callable[..., Any]) -> _VerbMethod:
+        return _VerbMethod(method, twin)
+
+    return decorate

@@ -50,5 +50,5 @@ def _native_column(column: Column, offset: int) -> tuple[Any, ...]:
     if column.carrier is memoryview:
         return (kind, offset, column.nbytes, memoryview, "c", (column.nbytes,), allocate)
     # The format that numpy itself gives to a buffer of this dtype.
-    text = memoryview(np.empty(0, column.wire_dtype)).format
+    text = np.empty(0, column.wire_dtype).data.format
     return (kind, offset, column.nbytes, np.ndarray, text, column.shape, allocate)

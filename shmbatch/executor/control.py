@@ -48,7 +48,6 @@ from .served import ServedFunction
 log = logging.getLogger("shmbatch.executor")
 
 
-
 class Connection:
     """One producer, from accept on; attached once it has a ring."""
 
@@ -254,10 +253,8 @@ class Control:
             ) from error
         connection.segment = segment
         signature = function.definition.signature
-        connection.ring = ExecutorRing(
-            *ring_arguments(connection.segment.memory, signature, function.layout),
-            LAYOUT_VERSION,
-        )
+        shared = ring_arguments(connection.segment.memory, signature, function.layout)
+        connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
         connection.function = function
         offer, fds = connection.segment.offer()
         welcome = {

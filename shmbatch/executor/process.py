@@ -106,7 +106,9 @@ def serve(
         gc.collect()
         gc.freeze()
         control.start()
-        handlers = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {
+            each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             log.info("%s serves %s", name, ", ".join(each.definition.name for each in functions))
             ready()

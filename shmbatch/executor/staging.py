@@ -57,8 +57,8 @@ class Cpu:
     """Functions on the CPU: null streams, and everything has always happened."""
 
     depth = 1
-    to_device = None
-    to_host = None
+    to_device: Callable[[Any], Any] | None = None
+    to_host: ToHost | None = None
 
     def host_buffer(self, column: Column, rows: int) -> tuple[Any, Any]:
         array = np.zeros((rows, *column.shape), column.wire_dtype)
@@ -70,6 +70,7 @@ class Cpu:
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
+
 
 class Staging:
     """Gathers the inputs of one function's batches.

@@ -71,9 +71,7 @@ class PosixSegment:
         try:
             self.memory = _map(self._fd, nbytes)
             for _ in range(capacity + 1):  # the last one is for completions
-                self._semaphores.append(
-                    posix_ipc.Semaphore(_name(), posix_ipc.O_CREX, mode=0o600)
-                )
+                self._semaphores.append(posix_ipc.Semaphore(_name(), posix_ipc.O_CREX, mode=0o600))
         except BaseException:
             self.handed_over()
             raise

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import os
 
-import processes
 import shmbatch
+from tests import processes
 
 app = shmbatch.App()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from typing import Any
 
-import processes
-import shmbatch
+import numpy as np
 from jaxtyping import Float32, Int64
+
+import shmbatch
+from tests import processes
 
 app = shmbatch.App()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import shmbatch
 from jaxtyping import BFloat16, Float32, Float64, Int64
 from torch import Tensor
+
+import shmbatch
 
 app = shmbatch.App()
 
@@ -54,5 +55,5 @@ def empties(xs: Float32[np.ndarray, "batch 0 3"]) -> Float32[np.ndarray, "batch 
 
 @app.function()
 @shmbatch.batched(max_batch_size=4, wait_ms=0)
-def points(xs: Int64[np.ndarray, "batch"], ys: list[int]) -> Int64[np.ndarray, "batch"]:
+def points(xs: Int64[np.ndarray, batch], ys: list[int]) -> Int64[np.ndarray, batch]:
     return xs + np.array(ys)

@@ -30,7 +30,7 @@ def test_stats_prints_a_line_a_function_or_one_json_document(tmp_path: Path) -> 
             "calls_done": 6,
             "calls_failed": 3,
             "batch_sizes": {"3": 2},
-            "sealed": {"size": 2},
+            "sealed": {"size": 2, "deadline": 0, "drain": 0},
         }
         assert counted == shmbatch.statistics("served")
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import shmbatch
+from shmbatch.errors import ConfigError
+
+
+def add(xs: list[int]) -> list[int]:
+    return xs
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        shmbatch.batched(**arguments)(add)
+    return str(caught.value)
+
+
+def test_batched_takes_its_arguments_by_keyword_only() -> None:
+    remedy = (
+        "@batched takes its arguments by keyword; "
+        "write @shmbatch.batched(max_batch_size=..., wait_ms=...)"
+    )
+    for positional in ((add,), (2, 1000)):
+        with pytest.raises(ConfigError) as caught:
+            shmbatch.batched(*positional)
+        assert str(caught.value) == remedy
+
+
+def test_both_parameters_are_required() -> None:
+    assert refusal(wait_ms=1) == (
+        "@batched needs max_batch_size; write @shmbatch.batched(max_batch_size=...)"
+    )
+    assert refusal(max_batch_size=1) == (
+        "@batched needs wait_ms; write @shmbatch.batched(wait_ms=...)"
+    )
+
+
+@pytest.mark.parametrize("size", [0, -1, 65_537, 2.0, "2", True, None])
+def test_a_batch_size_out_of_bounds_is_refused(size: object) -> None:
+    message = f"max_batch_size is {size!r}; use an int from 1 to 65536"
+    assert refusal(max_batch_size=size, wait_ms=1) == message.replace("None", "NoneType")
+
+
+@pytest.mark.parametrize("wait_ms", [-0.001, 600_000.1, math.nan, math.inf, True, "1"])
+def test_a_wait_out_of_bounds_is_refused(wait_ms: object) -> None:
+    assert refusal(max_batch_size=1, wait_ms=wait_ms) == (
+        f"wait_ms is {wait_ms!r}; use a number of milliseconds from 0 to 600000"
+    )
+
+
+@pytest.mark.parametrize("slots", [0, 131_073, 1.5, True])
+def test_slots_out_of_bounds_are_refused(slots: object) -> None:
+    assert refusal(max_batch_size=1, wait_ms=0, slots=slots) == (
+        f"slots is {slots!r}; use an int from 1 to 131072"
+    )
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+@pytest.mark.parametrize("wait_ms", [0, 0.5, 600_000])
+def test_the_bounds_themselves_are_accepted(size: int, wait_ms: float) -> None:
+    decorated = shmbatch.batched(max_batch_size=size, wait_ms=wait_ms)(add)
+    assert decorated.parameters.max_batch_size == size
+    assert decorated.parameters.wait_ns == wait_ms * 1_000_000
+
+
+def test_a_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="@batched decorates class 'Adder'; decorate its method"):
+
+        @shmbatch.batched(max_batch_size=1, wait_ms=0)
+        class Adder:
+            pass
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^@batched decorates <built-in .*; it must be a func"):
+        shmbatch.batched(max_batch_size=1, wait_ms=0)(len)
+
+
+def test_a_batched_function_without_an_app_cannot_be_called() -> None:
+    lonely = shmbatch.batched(max_batch_size=1, wait_ms=0)(add)
+    with pytest.raises(ConfigError) as caught:
+        lonely([1])
+    assert str(caught.value) == (
+        "'add' is batched but belongs to no app; "
+        "put @app.function() above @shmbatch.batched(...)"
+    )
