@@ -75,7 +75,9 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | extra
 
 
-def ran(*arguments: object, python: bool = False, **extra: str) -> subprocess.CompletedProcess[str]:
+def ran(
+    *arguments: object, python: bool = False, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``shmbatch`` with *arguments* (or Python itself) to its end."""
     return subprocess.run(
         _command(arguments, python),

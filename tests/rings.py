@@ -99,10 +99,6 @@ class Wire:
         control = self.where.controls + layout.CONTROL_NBYTES * slot_of(ticket)
         struct.pack_into("=Q", self.memory, control + layout.CONTROL_PUBLISHED_NS, at_ns)
 
-    def pending(self, ticket: int) -> bool:
-        """Whether the call has no outcome yet; an outcome is not consumed."""
-        return ticket not in self.producer.finished()
-
 
 def slot_of(ticket: int) -> int:
     """Return the slot in which a ticket's call lives."""

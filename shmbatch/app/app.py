@@ -13,6 +13,8 @@ from ..contract.definition import Definition
 from ..contract.signature import signature_of, source_file
 from ..errors import ConfigError
 from ..protocol.names import Address, check_name
+from ..protocol.spinning import wait_mode
+from ..protocol.transport import TRANSPORTS
 from .decorators import Batched
 from .running import Running
 
@@ -111,13 +113,20 @@ class App:
             transport: ``"linux"`` or ``"posix"``.
 
         Raises:
-            ConfigError: the app has no functions, or no file that an executor could load.
+            ConfigError: the app has no functions, or no file that an executor could load; or
+                an argument is wrong.
             LoadError: the executor could not load the file.
         """
         if self.file is None:
             raise ConfigError(f"app {self.name!r} was made interactively; put it in a file")
         if not self.definitions:
             raise ConfigError(f"app {self.name!r} has no functions; add one with @app.function()")
+        if wait is not None:
+            wait_mode(wait)
+        if transport is not None and transport not in TRANSPORTS:
+            raise ConfigError(
+                f"transport is {transport!r}; it must be one of {', '.join(TRANSPORTS)}"
+            )
         return Running(self.name, self.file, wait=wait, transport=transport)
 
     def __repr__(self) -> str:

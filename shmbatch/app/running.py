@@ -115,5 +115,6 @@ class Running:
         if child.poll() is None:
             child.terminate()
         os.close(self._lifeline)
-        child.wait()
+        if child.wait() != 0:
+            names.sweep()  # it was killed, and could not remove its own
         pool.forget(self._private)

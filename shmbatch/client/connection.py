@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ from .results import finisher
 
 if TYPE_CHECKING:
     from .call import FunctionCall
+    from .function import Function
     from .listener import Listener
 
 # A sleeper looks at the executor's life this often, so it hears of a death well within 100 ms.
@@ -94,6 +96,7 @@ class Connection:
         self.signature = Signature.from_message(welcome["signature"])
         self.max_batch_size: int = welcome["max_batch_size"]
         self.executor_pid: int = welcome["pid"]
+        self.handles: weakref.WeakSet[Function] = weakref.WeakSet()  # that use it
         self.dead = False  # the next use of a handle connects anew
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
@@ -290,6 +293,8 @@ class Connection:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+        for handle in list(self.handles):
+            handle.forget(self)  # or the memory would stay mapped for as long as the handle is
 
     def __del__(self) -> None:
         if hasattr(self, "_transport"):

@@ -79,7 +79,13 @@ class Function:
                 arrays=self._arrays,
                 wait=self._wait,
             )
+            connection.handles.add(self)
         return connection
+
+    def forget(self, connection: Connection) -> None:
+        """Let go of a connection that is closed; the next call connects anew."""
+        if self._connection is connection:
+            self._connection = None
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call the plain function, on lists or stacks, here and now, without batching."""

@@ -21,7 +21,7 @@ from .columns import Column, parse_annotation
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_PARAMETERS = 255
+MAX_PARAMETERS = 64  # as many as the core has columns
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ class Poller:
         self.active = 0  # producers that called lately; the loop keeps it up to date
         self._transport = transport
         self._spinning = Spinning(mode, _SPIN_NS)
-        self._won = 0
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
 
@@ -44,20 +43,18 @@ class Poller:
         Args:
             calls: sleep on while fewer calls than this have been published.
         """
-        timeout_ns = min(SLICE_NS, until_ns - now_ns())
         spinning = self._spinning
-        if spinning.spin_ns and timeout_ns > 0:
-            word = self.bell.spin(seen, min(spinning.spin_ns, timeout_ns))
+        if spinning.spin_ns:
+            word = self.bell.spin(seen, spinning.spin_ns, until_ns)
             if word != seen:
-                self._won += 1
                 return word
-            timeout_ns = min(SLICE_NS, until_ns - now_ns())
+        timeout_ns = min(SLICE_NS, until_ns - now_ns())
         if timeout_ns > 0 and self.bell.arm(seen, PARKED, calls):
             try:
                 self._transport.park(seen | PARKED, timeout_ns)
             finally:
                 self.bell.disarm()
-            spinning.parked(won=self._won, active=self.active)
+            spinning.parked(won=self.bell.spins_won, active=self.active)
         return self.bell.look()
 
     def wait_in_loop(

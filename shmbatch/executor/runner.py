@@ -26,10 +26,6 @@ class Run:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.reason = SealReason.DRAIN  # until launched
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the last execution; the batch it leaves to the core."""
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None

@@ -81,10 +81,11 @@ class ServedFunction:
         A synchronous function on the CPU has run when this returns.
         """
         run = self.idle.pop()
-        if not self.inbox.take(run.batch, self.batcher.max_batch_size):
+        batcher = self.batcher
+        if not self.inbox.take(run.batch, batcher.max_batch_size):
             self.idle.append(run)
             return False
-        run.reason = self.batcher.sealed()
+        run.reason = batcher.sealed()
         self.flights.append(run)
         try:
             self._start(run, self._staging.gather(run.batch))
@@ -97,15 +98,16 @@ class ServedFunction:
     def complete(self) -> list[Wake] | None:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
+        batch = run.batch
         if run.event is not None:
             self._wait(run, run.event)
-        batch = run.batch
         if run.error is None:
             failed = self._delivery.returned(batch, run.value)
         else:
             failed = self._delivery.raised(batch, run.error)
         self.statistics.count(batch.count, failed, run.reason)
-        run.reset()
+        run.value = run.error = run.event = None
+        run.done = False
         wakes = batch.complete()
         self.expects_calls = True
         self.idle.append(run)

@@ -81,20 +81,15 @@ class Staging:
 
     def __init__(self, signature: Signature, rows: int, device: Device) -> None:
         self._to_device = device.to_device
-        # One set for each batch in flight, and one to gather into meanwhile: the host buffers
-        # by column, None for scalars; and the same memory by number of its column.
-        self._sets: list[tuple[list[Any], list[tuple[int, Any]]]] = []
-        for _ in range(1 if device.depth == 1 else device.depth + 1):
-            hosts: list[Any] = []
-            staged: list[tuple[int, Any]] = []
-            for number, column in enumerate(signature.parameters):
-                if column.kind == "array":
-                    host, twin = device.host_buffer(column, rows)
-                    hosts.append(host)
-                    staged.append((number, twin))
-                else:
-                    hosts.append(None)
-            self._sets.append((hosts, staged))
+        # One set for each batch in flight, and one to gather into meanwhile; of each column what
+        # `Device.host_buffer` returned, None for scalars.
+        self._sets: list[list[tuple[Any, Any] | None]] = [
+            [
+                device.host_buffer(column, rows) if column.kind == "array" else None
+                for column in signature.parameters
+            ]
+            for _ in range(1 if device.depth == 1 else device.depth + 1)
+        ]
         self._turn = 0
 
     def gather(self, batch: Batch) -> list[Any]:
@@ -102,12 +97,11 @@ class Staging:
 
         The stacks belong to the staging: they stay valid until the batch is complete.
         """
-        hosts, staged = self._sets[self._turn]
-        if len(self._sets) > 1:
+        buffers = self._sets[self._turn]
+        inputs = batch.gather(buffers)
+        if self._to_device is not None:
             self._turn = (self._turn + 1) % len(self._sets)
-        inputs = batch.gather(hosts)
-        for number, twin in staged:
-            inputs[number] = twin[: batch.count]
-            if self._to_device is not None:
-                inputs[number] = self._to_device(inputs[number])
+            for number, pair in enumerate(buffers):
+                if pair is not None:
+                    inputs[number] = self._to_device(inputs[number])
         return inputs

@@ -66,8 +66,14 @@ class Bell:
         """Ring urgently; return PARKED or POLLING if the executor must be woken, else 0."""
     def look(self) -> int:
         """Return the word. Look here before looking at the rings, then spin or arm on it."""
-    def spin(self, seen: int, spin_ns: int, /) -> int:
-        """Spin until the word is no longer *seen*, and return it; *seen* if the time is over."""
+    @property
+    def spins_won(self) -> int:
+        """How many spins ended because the bell rang."""
+    def spin(self, seen: int, spin_ns: int, until_ns: int, /) -> int:
+        """Spin until the word is no longer *seen*, and return it.
+
+        Returns *seen* when *spin_ns* have passed, or the clock says *until_ns*. No GIL.
+        """
     def arm(self, seen: int, bit: int, calls: int, /) -> bool:
         """Announce sleep (PARKED) or the event loop (POLLING) until *calls* more were published.
 
@@ -181,11 +187,12 @@ class Batch:
     oldest_ns: int
 
     def __new__(cls, capacity: int, /) -> Batch: ...
-    def gather(self, buffers: list[Any], /) -> list[Any]:
+    def gather(self, buffers: list[tuple[Buffer, Any] | None], /) -> list[Any]:
         """Copy the inputs of all rows; return one item a column.
 
-        That is a list of values for a scalar column, whose buffer is None, else the buffer with
-        the rows at its start. Neighbouring slots are one copy.
+        That is a list of values for a scalar column, for which *buffers* has None. For an array
+        column it has a pair: the rows are copied to the start of the first, and the item is the
+        second up to as many. Neighbouring slots are one copy.
         """
     def scatter(self, results: object, /) -> bool:
         """Store one result a row out of a list of scalars or a packed stack of `count` rows.

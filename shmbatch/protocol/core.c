@@ -362,6 +362,17 @@ value_at(const column *values, uint32_t index)
     return values->base + (Py_ssize_t)index * values->nbytes;
 }
 
+/* True, with ValueError, if the segment has no slot *index*. */
+static bool
+no_slot(const ends *self, unsigned long index)
+{
+    if (index < self->words.capacity) {
+        return false;
+    }
+    PyErr_Format(PyExc_ValueError, "there is no slot %lu", index);
+    return true;
+}
+
 static void
 free_self(PyObject *self)
 {
@@ -394,6 +405,7 @@ typedef struct {
     PyObject_HEAD
     Py_buffer memory;
     ring_bell *shared;
+    unsigned long long spins_won; /* spins that ended because the bell rang */
 } bell;
 
 static PyObject *
@@ -437,29 +449,34 @@ bell_look(bell *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(ring_bell_look(self->shared));
 }
 
-/* spin(seen, spin_ns) -> word: as soon as the bell no longer reads *seen*, else *seen*. */
+/* spin(seen, spin_ns, until_ns) -> word: as soon as the bell no longer reads *seen*; *seen* when
+ * spin_ns have passed, or the clock says until_ns. */
 static PyObject *
 bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 2) != 0) {
+    if (arguments(nargs, 3) != 0) {
         return NULL;
     }
     unsigned long seen = PyLong_AsUnsignedLong(args[0]);
-    long long spin_ns = PyLong_AsLongLong(args[1]);
+    uint64_t spin_ns = PyLong_AsUnsignedLongLong(args[1]);
+    uint64_t until_ns = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred()) {
         return NULL;
     }
     uint32_t word = ring_bell_look(self->shared);
-    if (word == seen && spin_ns > 0) {
+    if (word == seen) {
         Py_BEGIN_ALLOW_THREADS
-        uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
-        do {
+        uint64_t at_ns = now_ns();
+        until_ns = at_ns + spin_ns < until_ns ? at_ns + spin_ns : until_ns;
+        while (word == seen && at_ns < until_ns) {
             for (int i = 0; i < 32 && word == seen; i++) {
                 pause_cpu();
                 word = ring_bell_look(self->shared);
             }
-        } while (word == seen && now_ns() < until_ns);
+            at_ns = now_ns();
+        }
         Py_END_ALLOW_THREADS
+        self->spins_won += word != seen;
     }
     return PyLong_FromUnsignedLong(word);
 }
@@ -520,10 +537,16 @@ static PyMethodDef bell_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef bell_members[] = {
+    {"spins_won", T_ULONGLONG, offsetof(bell, spins_won), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot bell_slots[] = {
     {Py_tp_new, bell_new},
     {Py_tp_dealloc, bell_dealloc},
     {Py_tp_methods, bell_methods},
+    {Py_tp_members, bell_members},
     {0, NULL},
 };
 
@@ -890,6 +913,12 @@ producer_error(producer *self, PyObject *ticket)
     }
     uint32_t index = (uint32_t)slot;
     const ring_control *control = &self->ring.words.controls[index];
+    if (self->own[index] == OWN_READING
+        || ring_state(ring_look(&self->ring, index)) != RING_DONE
+        || atomic_load_explicit(&control->outcome, memory_order_relaxed) != RING_ERROR) {
+        PyErr_SetString(PyExc_ValueError, "the call has no error"); /* or none yet */
+        return NULL;
+    }
     uint32_t nbytes = atomic_load_explicit(&control->error_nbytes, memory_order_relaxed);
     if (nbytes > self->shared.error_nbytes) {
         nbytes = (uint32_t)self->shared.error_nbytes;
@@ -1021,7 +1050,7 @@ producer_park_slot(producer *self, PyObject *const *args, Py_ssize_t nargs)
     unsigned long armed = PyLong_AsUnsignedLong(args[1]);
     long long timeout_ns = PyLong_AsLongLong(args[2]);
     uint32_t index = ticket & TICKET_SLOT_MASK;
-    if (PyErr_Occurred() || index >= self->shared.words.capacity
+    if (PyErr_Occurred() || no_slot(&self->shared, index)
         || futex_wait(&self->ring.words.controls[index].state, (uint32_t)armed, timeout_ns) != 0) {
         return NULL;
     }
@@ -1189,7 +1218,7 @@ static PyObject *
 executor_wake_slot(executor *self, PyObject *slot)
 {
     unsigned long index = PyLong_AsUnsignedLong(slot);
-    if (PyErr_Occurred() || index >= self->shared.words.capacity) {
+    if (PyErr_Occurred() || no_slot(&self->shared, index)) {
         return NULL;
     }
     futex_wake(&self->ring.words.controls[index].state, INT_MAX);
@@ -1341,11 +1370,16 @@ batch_gather_scalars(const batch *self, Py_ssize_t number)
     return values;
 }
 
+/* Copy the rows of an array column to the start of pair[0]; return pair[1][:count]. */
 static PyObject *
-batch_gather_array(const batch *self, Py_ssize_t number, PyObject *buffer)
+batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
 {
     Py_buffer view;
-    if (PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE) != 0) {
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected a pair of buffers for an array column");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(PyTuple_GetItem(pair, 0), &view, PyBUF_WRITABLE) != 0) {
         return NULL;
     }
     Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
@@ -1360,11 +1394,11 @@ batch_gather_array(const batch *self, Py_ssize_t number, PyObject *buffer)
         batch_copy(self, number, view.buf, false);
     }
     PyBuffer_Release(&view);
-    return fits ? Py_NewRef(buffer) : NULL;
+    return fits ? PySequence_GetSlice(PyTuple_GetItem(pair, 1), 0, self->count) : NULL;
 }
 
 /* gather(buffers) -> list: the inputs of all rows, one item a column: a list of the values of a
- * scalar column, whose buffer is None; or the buffer, with the rows at its start. */
+ * scalar column, for which *buffers* has None; else the rows of what it has, see above. */
 static PyObject *
 batch_gather(batch *self, PyObject *buffers)
 {
@@ -1373,14 +1407,13 @@ batch_gather(batch *self, PyObject *buffers)
     }
     const ends *shared = &self->rows[0].ring->shared;
     if (!PyList_Check(buffers) || PyList_Size(buffers) != shared->column_count) {
-        PyErr_SetString(PyExc_ValueError, "expected a list with one buffer, or None, a column");
+        PyErr_SetString(PyExc_ValueError, "expected a list with a pair, or None, a column");
         return NULL;
     }
     PyObject *inputs = PyList_New(shared->column_count);
     for (Py_ssize_t number = 0; inputs != NULL && number < shared->column_count; number++) {
-        PyObject *buffer = PyList_GetItem(buffers, number);
         PyObject *input = shared->columns[number].kind == KIND_ARRAY
-                              ? batch_gather_array(self, number, buffer)
+                              ? batch_gather_array(self, number, PyList_GetItem(buffers, number))
                               : batch_gather_scalars(self, number);
         if (input == NULL || PyList_SetItem(inputs, number, input) != 0) {
             Py_CLEAR(inputs);

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import environment
+
 
 @pytest.fixture(autouse=True)
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Have names served in a directory of this test's own; at the end none may be left."""
     with tempfile.TemporaryDirectory(prefix="shmbatch-", dir="/tmp") as folder:
         path = Path(folder)
-        monkeypatch.setenv("SHMBATCH_DIR", folder)
+        for name, value in environment(SHMBATCH_DIR=folder).items():
+            monkeypatch.setenv(name, value)
         monkeypatch.delenv("SHMBATCH_NAMES", raising=False)
         yield path
         assert sorted(path.iterdir()) == [], "a name is left"

@@ -51,7 +51,7 @@ def test_an_image_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError) as caught:
         shmbatch.App(image="debian")
     assert str(caught.value) == (
-        "App takes no image=: everything runs on this machine, in this environment; drop it"
+        "App takes no image=: everything runs on this machine, as it is; drop it"
     )
 
 
@@ -97,9 +97,7 @@ def test_the_decorators_need_their_parentheses(app: shmbatch.App) -> None:
 def test_options_of_app_function_are_refused(app: shmbatch.App) -> None:
     with pytest.raises(ConfigError) as caught:
         app.function(gpu="any")
-    assert str(caught.value) == (
-        "app.function takes no gpu; options go to @shmbatch.batched(...)"
-    )
+    assert str(caught.value) == ("app.function takes no gpu; options go to @shmbatch.batched(...)")
 
 
 def test_a_function_that_is_not_batched_is_refused(app: shmbatch.App) -> None:

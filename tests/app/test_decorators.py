@@ -85,6 +85,5 @@ def test_a_batched_function_without_an_app_cannot_be_called() -> None:
     with pytest.raises(ConfigError) as caught:
         lonely([1])
     assert str(caught.value) == (
-        "'add' is batched but belongs to no app; "
-        "put @app.function() above @shmbatch.batched(...)"
+        "'add' is batched but belongs to no app; put @app.function() above @shmbatch.batched(...)"
     )

@@ -73,12 +73,15 @@ def test_a_file_that_failed_can_be_loaded_once_it_is_mended(tmp_path: Path) -> N
 
 
 def test_a_refusal_at_definition_is_said_with_its_line(tmp_path: Path) -> None:
-    text = SERVED + """
+    text = (
+        SERVED
+        + """
     @app.function()
     @shmbatch.batched(max_batch_size=0, wait_ms=0)
     def none(xs: list[int]) -> list[int]:
         return xs
     """
+    )
     file = written(tmp_path, "user_none.py", text)
     with pytest.raises(LoadError) as caught:
         load_file(file)

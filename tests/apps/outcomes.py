@@ -1,5 +1,7 @@
 """Functions that go wrong in every way that DESIGN section 4 lists."""
 
+# ruff: noqa: F722, F821, UP037 - jaxtyping reads these strings
+
 from __future__ import annotations
 
 from typing import Any

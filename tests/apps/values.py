@@ -1,5 +1,7 @@
 """Functions that give back what they were given, one for each kind of value."""
 
+# ruff: noqa: F722, F821, UP037 - jaxtyping reads these strings
+
 from __future__ import annotations
 
 import numpy as np
@@ -55,5 +57,5 @@ def empties(xs: Float32[np.ndarray, "batch 0 3"]) -> Float32[np.ndarray, "batch 
 
 @app.function()
 @shmbatch.batched(max_batch_size=4, wait_ms=0)
-def points(xs: Int64[np.ndarray, batch], ys: list[int]) -> Int64[np.ndarray, batch]:
+def points(xs: Int64[np.ndarray, "batch"], ys: list[int]) -> Int64[np.ndarray, "batch"]:
     return xs + np.array(ys)

@@ -126,9 +126,15 @@ def test_a_killed_executor_leaves_a_name_that_the_next_one_takes(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import shmbatch\n1 / 0", "does not import: ZeroDivisionError: division by zero (line 2)"),
+        (
+            "import shmbatch\n1 / 0",
+            "does not import: ZeroDivisionError: division by zero (line 2)",
+        ),
         ("import shmbatch\nx = 1", "has no app; add `app = shmbatch.App()`"),
-        ("import shmbatch\napp = shmbatch.App()", "has no functions; add one with @app.function()"),
+        (
+            "import shmbatch\napp = shmbatch.App()",
+            "has no functions; add one with @app.function()",
+        ),
         (
             "import shmbatch\napp = shmbatch.App('a b')",
             "app name is 'a b'; a name is 1 to 40 ASCII letters, digits, '_' or '-'",
