@@ -49,10 +49,10 @@ class Listener:
             armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
             if min(armed) < 0:
                 return
-            for ticket in tickets:
-                connection.check_alive(ticket)
-            # Dead, yet nothing was missing: the call was finished by the executor's last batch.
-            if not connection.dead and not await _sleep(*waiter, deadline_ns):
+            if connection.dead:
+                for ticket in tickets:
+                    connection.check_alive(ticket)
+            elif not await _sleep(*waiter, deadline_ns):
                 raise connection.late()
         finally:
             for ticket in tickets:
@@ -77,7 +77,7 @@ class Listener:
         try:
             while not connection.reap():
                 connection.check_alive()
-                timeout_ns = connection.slice(deadline_ns)
+                timeout_ns = connection.slice_ns(deadline_ns)
                 if timeout_ns <= 0:
                     raise connection.full()
                 waiter = (loop, loop.create_future())
@@ -100,14 +100,14 @@ class Listener:
         for loop in self._loops:
             _in_loop(loop, self._stop_reading, loop)
         self._loops = []
-        self._wake_all()
+        self._gone()
 
     def _listen(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             self._loops = [known for known in self._loops if not known.is_closed()]
             loop.add_reader(self._socket_fd, self._readable)
-            loop.add_reader(self._pidfd, self._wake_all)
+            loop.add_reader(self._pidfd, self._gone)
             self._loops.append(loop)
         return loop
 
@@ -125,7 +125,7 @@ class Listener:
         except OSError:
             gone = True
         if gone:
-            self._wake_all()
+            self._gone()
             return
         for ticket in self._connection.ring.finished(False):
             self.tell(ticket)
@@ -133,12 +133,13 @@ class Listener:
             self._wake_for_slots()
 
     def _wake_for_slots(self) -> None:
-        waiters, self._slot_waiting = self._slot_waiting, []
-        for waiter in waiters:
+        waiting, self._slot_waiting = self._slot_waiting, []
+        for waiter in waiting:
             _wake(waiter)
 
-    def _wake_all(self) -> None:
-        """Everybody looks for himself; called when the executor is gone."""
+    def _gone(self) -> None:
+        """The executor is gone, or we have hung up: everybody looks for himself."""
+        self._connection.dead = True
         loop = asyncio.get_running_loop() if self._loops else None
         if loop in self._loops:
             self._loops.remove(loop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,3 +20,8 @@ class Definition:
     signature: Signature
     parameters: BatchParameters
     slots: int | None  # per producer; None for the default
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is async, also under a decorator such as ``torch.no_grad``."""
+        return inspect.iscoroutinefunction(inspect.unwrap(self.function))

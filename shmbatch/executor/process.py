@@ -54,7 +54,7 @@ def serve(
         definitions = load()
         sleeping = executor_transport(transport)
         poller = Poller(sleeping, mode)
-        is_async = any(asyncio.iscoroutinefunction(each.function) for each in definitions)
+        is_async = any(each.is_async for each in definitions)
         events = asyncio.new_event_loop() if is_async else None
         functions = [
             ServedFunction(each, f"{name}.{each.name}", Cpu(), events, sleeping.max_capacity)

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 from ..protocol._core import Batch
 from .batcher import SealReason
 from .staging import Event
+
+
+# A coroutine, the context it runs in, what it awaits, and whose it is.
+_Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
 
 
 class Run:
@@ -48,24 +53,25 @@ class AsyncRunner:
         loop: where it suspends.
     """
 
-    def __init__(
-        self, function: Callable[..., Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], loop: asyncio.AbstractEventLoop) -> None:
         self._function = function
         self._loop = loop
         self._host: _Host | None = None
 
     def start(self, run: Run, inputs: Sequence[Any]) -> None:
         """Call the function; the run is done unless the function awaits something."""
+        value = self._function(*inputs)
+        if not inspect.iscoroutine(value):  # it was wrapped by something that is not async
+            run.returned(value)
+            return
         if self._host is None or self._host.task.done():
             self._host = _Host(self._loop)
-        self._host.step(self._function(*inputs), run)
+        self._host.step(value, run)
 
     def close(self) -> None:
         """End the waiting task; a coroutine in it is cancelled. Idempotent."""
         if self._host is not None:
-            self._host.task.cancel()
-            self._loop.run_until_complete(asyncio.wait({self._host.task}, timeout=1))
+            self._host.close()
             self._host = None
 
 
@@ -75,23 +81,26 @@ class _Host:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = contextvars.copy_context()
-        self._next: asyncio.Future[tuple[Coroutine[Any, Any, Any], Any, Run]] = (
-            loop.create_future()
-        )
-        self.task = loop.create_task(self._serve(), context=self._context)
+        self._next: asyncio.Future[_Suspended] = loop.create_future()
+        self._closing = False
+        self.task = loop.create_task(self._serve())
+        # A task that is cancelled before it began, as the first step may do, would never begin.
+        loop.call_soon(loop.stop)
+        loop.run_forever()
 
     def step(self, coroutine: Coroutine[Any, Any, Any], run: Run) -> None:
         """Start *coroutine*; if it suspends, the task goes on with it."""
+        context = self._context.copy()  # as a task of its own would have
         asyncio._set_running_loop(self._loop)
         asyncio.tasks._enter_task(self._loop, self.task)
         try:
-            awaited = self._context.run(coroutine.send, None)
+            awaited = context.run(coroutine.send, None)
         except StopIteration as stop:
             run.returned(stop.value)
         except BaseException as error:
             run.raised(error)
         else:
-            self._next.set_result((coroutine, awaited, run))
+            self._next.set_result((coroutine, context, awaited, run))
         finally:
             asyncio.tasks._leave_task(self._loop, self.task)
             asyncio._set_running_loop(None)
@@ -106,15 +115,26 @@ class _Host:
                     # In its first step the coroutine had this task cancelled, as
                     # asyncio.timeout(0) does. If it has suspended it must hear of that.
                     thrown = error if self._next.done() else None
-            coroutine, awaited, run = self._next.result()
+            if self._next.cancelled():
+                return
+            coroutine, context, awaited, run = self._next.result()
             self._next = self._loop.create_future()
             try:
-                run.returned(await _continue(coroutine, awaited, thrown))
+                run.returned(await _continue(coroutine, context, awaited, thrown))
             except BaseException as error:
                 run.raised(error)
+            if self._closing:
+                return
             self._loop.stop()  # the executor has something to complete
             if self.task.cancelling():
                 return  # what cancelled it may do so again; the next run gets a new host
+
+    def close(self) -> None:
+        """End the task, and what it goes on with."""
+        self._closing = True
+        self._next.cancel()
+        self.task.cancel()
+        self._loop.run_until_complete(asyncio.wait({self.task}, timeout=1))
 
 
 class _continue:  # noqa: N801 - reads as the verb it is
@@ -123,27 +143,30 @@ class _continue:  # noqa: N801 - reads as the verb it is
     def __init__(
         self,
         coroutine: Coroutine[Any, Any, Any],
+        context: contextvars.Context,
         awaited: Any,
         thrown: BaseException | None,
     ) -> None:
         self._coroutine = coroutine
+        self._context = context
         self._awaited = awaited
         self._thrown = thrown
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        send, throw, step = self._coroutine.send, self._coroutine.throw, self._context.run
         awaited = self._awaited
         thrown = self._thrown
         while True:
             try:
                 if thrown is not None:
                     error, thrown = thrown, None
-                    awaited = self._coroutine.throw(error)
+                    awaited = step(throw, error)
                     continue
                 try:
                     sent = yield awaited
                 except BaseException as error:
                     thrown = error
                     continue
-                awaited = self._coroutine.send(sent)
+                awaited = step(send, sent)
             except StopIteration as stop:
                 return stop.value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ class ServedFunction:
             ),
         )
         self.layout = segment_layout(signature, self.capacity)
-        is_async = inspect.iscoroutinefunction(definition.function)
+        is_async = definition.is_async
         self._staging = Staging(signature, parameters.max_batch_size, device)
         self._to_host = device.to_host
         self._function = device.wrap(definition.function)

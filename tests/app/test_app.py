@@ -1,4 +1,4 @@
-# ruff: noqa: F722 - jaxtyping's shapes are strings that are no Python expressions
+# ruff: noqa: F722, F821, UP037 - jaxtyping's shapes are strings that are no annotations
 from __future__ import annotations
 
 import subprocess
@@ -170,7 +170,7 @@ def test_annotations_that_are_no_columns_are_refused(app: shmbatch.App) -> None:
     def ragged(xs: Float32[np.ndarray, "batch length"]) -> list[int]: ...
     def no_batch(xs: Float32[np.ndarray, "3 4"]) -> list[int]: ...
     def many_dtypes(xs: Float[np.ndarray, "batch 3"]) -> list[int]: ...
-    def unresolvable(xs: list[int], ys: Nowhere) -> list[int]: ...  # type: ignore[name-defined]  # noqa: F821
+    def unresolvable(xs: list[int], ys: Nowhere) -> list[int]: ...  # type: ignore[name-defined]
 
     for function in (missing, strings, bare, ragged, no_batch, many_dtypes):
         message = refusal(app, function)

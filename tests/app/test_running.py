@@ -138,10 +138,15 @@ def test_a_killed_executor_is_heard_of_and_leaving_is_quiet(served: ModuleType) 
 
 
 def test_an_exception_in_the_context_stops_the_executor_too(served: ModuleType) -> None:
-    with pytest.raises(ZeroDivisionError), served.app.run() as running:
-        executor = Watched(running.pid)
-        1 / 0  # noqa: B018
-    with executor:
+    def fail() -> None:
+        with served.app.run() as running:
+            watched.append(Watched(running.pid))
+            raise ZeroDivisionError
+
+    watched: list[Watched] = []
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with watched[0] as executor:
         assert executor.gone(0)
 
 

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tests.programs import FIRST_PROGRAM, SERVED, Watched, line, ran, started, written
 
 PRINT_PID = """
@@ -276,11 +277,11 @@ def test_an_entrypoint_chooses_the_exit_status(
 def test_ctrl_c_ends_quietly_and_leaves_nothing(tmp_path: Path, waiting: str) -> None:
     say = "import threading\n\ndef say():\n    print(pid.remote(0), flush=True)\n"
     entrypoint = "@app.local_entrypoint()\n" + waiting
-    with started("run", written(tmp_path, "served.py", SERVED, say, entrypoint)) as process:
-        with Watched(int(line(process))) as executor:
-            process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=60)
-            assert executor.gone(0), "run must not end before its executor"
+    file = written(tmp_path, "served.py", SERVED, say, entrypoint)
+    with started("run", file) as process, Watched(int(line(process))) as executor:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert executor.gone(0), "run must not end before its executor"
     assert output == ""
     assert errors.strip() == "Aborted!"
     assert process.returncode == 1
@@ -296,10 +297,10 @@ def test_a_killed_run_leaves_no_executor_behind(tmp_path: Path) -> None:
         print(pid.remote(0), flush=True)
         threading.Event().wait()
     """
-    with started("run", written(tmp_path, "served.py", SERVED, main)) as process:
-        with Watched(int(line(process))) as executor:
-            process.kill()
-            assert executor.gone()
+    file = written(tmp_path, "served.py", SERVED, main)
+    with started("run", file) as process, Watched(int(line(process))) as executor:
+        process.kill()
+        assert executor.gone()
 
 
 def test_a_run_killed_while_its_executor_loads_leaves_none_behind(tmp_path: Path) -> None:
@@ -310,12 +311,12 @@ def test_a_run_killed_while_its_executor_loads_leaves_none_behind(tmp_path: Path
         while not pathlib.Path({str(tmp_path / "go")!r}).exists():
             time.sleep(0.01)
     """
-    with started("run", written(tmp_path, "served.py", slow, SERVED, PRINT_PID)) as process:
-        with Watched(int(line(process))) as executor:
-            process.kill()
-            process.wait()
-            (tmp_path / "go").touch()
-            assert executor.gone()
+    file = written(tmp_path, "served.py", slow, SERVED, PRINT_PID)
+    with started("run", file) as process, Watched(int(line(process))) as executor:
+        process.kill()
+        process.wait()
+        (tmp_path / "go").touch()
+        assert executor.gone()
 
 
 def test_the_executor_runs_under_a_name_that_nobody_else_can_meet(tmp_path: Path) -> None:

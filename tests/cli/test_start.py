@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.programs import SERVED, Watched, ran, started, written
 
 import shmbatch
+from tests.programs import SERVED, Watched, ran, started, written
 
 GATED = """
     import pathlib, time

@@ -3,9 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.programs import SERVED, ran, started, written
-
 import shmbatch
+from tests.programs import SERVED, ran, started, written
 
 FAILING = """
     @app.function()

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.programs import SERVED, ran, started, written
 
 import shmbatch
+from tests.programs import SERVED, ran, started, written
 
 
 def test_stop_returns_when_the_process_is_gone(tmp_path: Path, sockets: Path) -> None:

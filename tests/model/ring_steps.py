@@ -7,7 +7,7 @@ arguments and return values here: the checker tells states apart by local variab
 
 from __future__ import annotations
 
-from tso_checker import (
+from tests.model.tso_checker import (
     Program,
     Violation,
     add,

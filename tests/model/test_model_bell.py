@@ -13,8 +13,9 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from ring_steps import PARKED, POLLING, arm_bell, disarm_bell, ring_bell
-from tso_checker import (
+
+from tests.model.ring_steps import PARKED, POLLING, arm_bell, disarm_bell, ring_bell
+from tests.model.tso_checker import (
     Model,
     Process,
     Program,

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-import ring_steps
+
+from tests.model import ring_steps
 
 RING_H = Path(__file__).parents[2] / "shmbatch" / "protocol" / "ring.h"
 

@@ -10,7 +10,8 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from ring_steps import (
+
+from tests.model.ring_steps import (
     ASYNC,
     DONE,
     LOOP_STEP,
@@ -33,7 +34,7 @@ from ring_steps import (
     take,
     word_of,
 )
-from tso_checker import (
+from tests.model.tso_checker import (
     Model,
     Process,
     Program,

@@ -15,7 +15,8 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from ring_steps import (
+
+from tests.model.ring_steps import (
     CANCELLED,
     DONE,
     FREE,
@@ -44,7 +45,7 @@ from ring_steps import (
     withdraw,
     word_of,
 )
-from tso_checker import (
+from tests.model.tso_checker import (
     Model,
     Process,
     Program,

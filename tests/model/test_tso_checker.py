@@ -9,7 +9,8 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from tso_checker import (
+
+from tests.model.tso_checker import (
     Checker,
     Model,
     Process,
