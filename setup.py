@@ -2,14 +2,14 @@
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import CCompilerError, PlatformError
 
 
 class BuildCore(build_ext):
     def build_extension(self, extension):
         try:
             super().build_extension(extension)
-        except BaseError as error:
+        except (CCompilerError, PlatformError, OSError) as error:
             raise SystemExit(
                 "shmbatch needs a C11 compiler and Python's headers to build its core "
                 f"(on Debian: apt-get install gcc libc6-dev python3-dev): {error}"

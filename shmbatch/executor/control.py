@@ -251,12 +251,11 @@ class Control:
                 f"({function.layout.nbytes} bytes) of '{function.address}': {error}; "
                 f"give the function fewer with slots="
             ) from error
-        connection.segment = segment
         signature = function.definition.signature
-        shared = ring_arguments(connection.segment.memory, signature, function.layout)
+        shared = ring_arguments(segment.memory, signature, function.layout)
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
-        connection.function = function
-        offer, fds = connection.segment.offer()
+        connection.function, connection.segment = function, segment
+        offer, fds = segment.offer()
         welcome = {
             "kind": "welcome",
             "pid": os.getpid(),

@@ -9,7 +9,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from ..contract.definition import Definition
 from ..protocol import _core, names
@@ -50,24 +53,26 @@ def serve(
         ConfigError: name, directory, transport or wait is wrong.
     """
     mode = wait_mode(wait)
-    with names.NameLock.claim(name) as lock, _listen(str(lock.socket_path)) as listener:
+    with ExitStack() as stack:
+        lock = stack.enter_context(names.NameLock.claim(name))
+        listener = stack.enter_context(_listen(str(lock.socket_path)))
+        signals = stack.enter_context(_Signals())
         definitions = load()
         sleeping = executor_transport(transport)
+        stack.callback(sleeping.close)
         poller = Poller(sleeping, mode)
-        is_async = any(each.is_async for each in definitions)
-        events = asyncio.new_event_loop() if is_async else None
+        stack.callback(poller.close)
+        events = None
+        if any(each.is_async for each in definitions):
+            events = asyncio.new_event_loop()
+            stack.callback(events.close)
         functions = [
             ServedFunction(each, f"{name}.{each.name}", Cpu(), events, sleeping.max_capacity)
             for each in definitions
         ]
         for function in functions:
-            if function.capacity < function.batcher.max_batch_size:
-                log.warning(
-                    "one producer gets %d slots for %s, fewer than max_batch_size %d",
-                    function.capacity,
-                    function.address,
-                    function.batcher.max_batch_size,
-                )
+            stack.callback(function.close)
+            function.warn_of_few_slots()
 
         def drain() -> None:
             control.refuse()
@@ -83,12 +88,6 @@ def serve(
                 abort(1)
             loop.post(drain)
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if stopped:
-                abort(128 + number)
-            stopped.append(number)
-            loop.post(drain)
-
         loop = Loop(functions, poller, events, lambda connection: control.disconnect(connection))
         control = Control(
             listener,
@@ -100,30 +99,44 @@ def serve(
             stop,
             supervisor_fd,
         )
-        stopped: list[int] = []
+        stack.callback(control.close)
         _core.set_timer_slack(_TIMER_SLACK_NS)
         # A full collection over everything that torch brings takes 100 ms; none of it is garbage.
         gc.collect()
         gc.freeze()
         control.start()
-        handlers = {
-            each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            log.info("%s serves %s", name, ", ".join(each.definition.name for each in functions))
-            ready()
-            loop.run()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            for function in functions:
-                function.close()
-            control.close()
-            poller.close()
-            sleeping.close()
-            if events is not None:
-                events.close()
+        signals.first, signals.second = partial(loop.post, drain), abort
+        log.info("%s serves %s", name, ", ".join(each.definition.name for each in functions))
+        ready()
+        loop.run()
     log.info("%s has stopped", name)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: end at once while loading; then drain, and at the second end at once."""
+
+    def __init__(self) -> None:
+        self.first: Callable[[], None] | None = None
+        self.second: Callable[[int], None] | None = None
+        self._seen = False
+        self._replaced: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._replaced[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None or self.second is None:
+            raise KeyboardInterrupt
+        if self._seen:
+            self.second(128 + number)
+        self._seen = True
+        self.first()
 
 
 def _listen(path: str) -> socket.socket:

@@ -18,7 +18,6 @@ from ..protocol._core import Batch
 from .batcher import SealReason
 from .staging import Event
 
-
 # A coroutine, the context it runs in, what it awaits, and whose it is.
 _Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
 
@@ -64,7 +63,7 @@ class AsyncRunner:
         if not inspect.iscoroutine(value):  # it was wrapped by something that is not async
             run.returned(value)
             return
-        if self._host is None or self._host.task.done():
+        if self._host is None or self._host.is_spent():
             self._host = _Host(self._loop)
         self._host.step(value, run)
 
@@ -120,7 +119,7 @@ class _Host:
             coroutine, context, awaited, run = self._next.result()
             self._next = self._loop.create_future()
             try:
-                run.returned(await _continue(coroutine, context, awaited, thrown))
+                run.returned(await _Rest(coroutine, context, awaited, thrown))
             except BaseException as error:
                 run.raised(error)
             if self._closing:
@@ -128,6 +127,13 @@ class _Host:
             self._loop.stop()  # the executor has something to complete
             if self.task.cancelling():
                 return  # what cancelled it may do so again; the next run gets a new host
+
+    def is_spent(self) -> bool:
+        """Whether the task has ended, or was cancelled by a coroutine that did not suspend."""
+        if self.task.cancelling():
+            self._next.cancel()  # ends it, in the loop's next turn
+            return True
+        return self.task.done()
 
     def close(self) -> None:
         """End the task, and what it goes on with."""
@@ -137,7 +143,7 @@ class _Host:
         self._loop.run_until_complete(asyncio.wait({self.task}, timeout=1))
 
 
-class _continue:  # noqa: N801 - reads as the verb it is
+class _Rest:
     """Await the rest of a coroutine that has already yielded *awaited*."""
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..protocol._core import Wake
+
+log = logging.getLogger("shmbatch.executor")
 
 # What one producer's segment for one function may take, unless slots= says otherwise.
 SEGMENT_LIMIT_NBYTES = 256 << 20
@@ -73,6 +76,17 @@ class ServedFunction:
         self.idle = [
             Run(Batch(parameters.max_batch_size)) for _ in range(1 if is_async else device.depth)
         ]
+
+    def warn_of_few_slots(self) -> None:
+        """Log it where a single producer cannot fill a batch."""
+        if self.capacity < self.batcher.max_batch_size:
+            log.warning(
+                "one producer gets %d slots for %s, fewer than max_batch_size %d; "
+                "slots= says how many",
+                self.capacity,
+                self.address,
+                self.batcher.max_batch_size,
+            )
 
     def launch(self) -> bool:
         """Seal a batch and start it; False if all its calls were cancelled just now.

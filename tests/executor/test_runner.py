@@ -387,7 +387,7 @@ def test_a_task_made_in_the_first_step_lives_on(stage: Stage) -> None:
         (GeneratorExit(), GeneratorExit),
         (asyncio.CancelledError(), asyncio.CancelledError),
         (StopIteration(1), RuntimeError),  # as Python itself has it for coroutines
-        (StopAsyncIteration(), RuntimeError),
+        (StopAsyncIteration(), StopAsyncIteration),
         (ExceptionGroup("many", [ValueError()]), ExceptionGroup),
     ],
 )

@@ -8,12 +8,14 @@ arguments and return values here: the checker tells states apart by local variab
 from __future__ import annotations
 
 from tests.model.tso_checker import (
+    Operation,
     Program,
     Violation,
     add,
     clear_bits,
     compare_and_swap,
     load,
+    rmw,
     set_bits,
     store,
 )
@@ -37,7 +39,7 @@ COMPLETION_STEP = 0x10000
 
 IDLE, WAITING, RUNNING = range(3)
 
-WOKEN, AGAIN, SLICE = "woken", "again", "slice"
+WORD = 1 << 32  # where the bell, which counts for ever, begins again
 
 
 def state_of(word: int) -> int:
@@ -112,19 +114,38 @@ def leave_completions(step: int) -> Program:
     yield add("completions", -step)
 
 
-def ring_bell() -> Program:
+def ring_bell(urgent: bool = False) -> Program:
     """Return PARKED or POLLING if the executor must be woken."""
-    word = yield add("bell", STEP)
-    return word & (PARKED | POLLING)
+    before = yield add_to_bell()
+    asleep = before & (PARKED | POLLING)
+    if asleep == 0 or urgent:
+        return asleep
+    quorum = yield load("quorum")
+    return asleep if missing(quorum, before) <= 0 else 0
+
+
+def add_to_bell() -> Operation:
+    return rmw("bell", lambda old: (old + STEP) % WORD, f"add {STEP:#x}")
+
+
+def missing(quorum: int, before: int) -> int:
+    """Return four times the rings that are missing, as the int32_t that ring.h has."""
+    value = ((quorum - before // STEP - 1) << 2) % WORD
+    return value - WORD if value >= WORD // 2 else value
 
 
 # ---- the executor's end -----------------------------------------------------------------
 
 
-def arm_bell(seen: int, bit: int) -> Program:
-    """Return whether sleep is announced."""
+def arm_bell(seen: int, bit: int, calls: int) -> Program:
+    """Return whether sleep until *calls* more rings is announced."""
+    yield store("quorum", quorum_of(seen, calls))
     word = yield compare_and_swap("bell", seen, seen | bit)
     return word == seen
+
+
+def quorum_of(seen: int, calls: int) -> int:
+    return (seen // STEP + calls) % WORD
 
 
 def disarm_bell() -> Program:

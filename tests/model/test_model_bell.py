@@ -3,7 +3,8 @@
 DESIGN promises that a producer can be killed at any instruction and only its own calls are
 lost. Here that means: from every reachable state the executor still gets to drain whatever a
 live producer has published, though no sleep ever ends by itself (the time slices of the product
-are a safety net, and the models do without). The controls are protocols that look right and are
+are a safety net, and the models do without). Every call is worth a wake-up here; test_model_quorum.py is about
+sleeping on. The controls are protocols that look right and are
 not; the checker has to find what is wrong with each.
 """
 
@@ -63,13 +64,13 @@ def executor() -> Program:
         drained = yield from load_tails()  # noqa: F841 - the good() reads it
         polls = yield choose(2)
         if polls:
-            armed = yield from arm_bell(seen, POLLING)
+            armed = yield from arm_bell(seen, POLLING, 1)
             if armed:
                 yield block_until_set("eventfd")
                 yield swap("eventfd", 0)
                 yield from disarm_bell()
         else:
-            armed = yield from arm_bell(seen, PARKED)
+            armed = yield from arm_bell(seen, PARKED, 1)
             if armed:
                 yield sleep_on("bell", seen | PARKED)
                 yield from disarm_bell()
@@ -91,7 +92,7 @@ def bell_model(
     slices: bool = False,
 ) -> Model:
     return Model(
-        words={"bell": 0, "eventfd": 0, "parked": 0, "tail_alice": 0, "tail_bob": 0},
+        words={"bell": 0, "quorum": 0, "eventfd": 0, "parked": 0, "tail_alice": 0, "tail_bob": 0},
         processes=(
             *(Process(name, functools.partial(producer, name), mortal=killed) for name in NAMES),
             Process("executor", executor),
@@ -210,7 +211,7 @@ def sleeping_without_comparing() -> Program:
     while True:
         seen = yield load("bell")
         drained = yield from load_tails()  # noqa: F841 - the good() reads it
-        armed = yield from arm_bell(seen, PARKED)
+        armed = yield from arm_bell(seen, PARKED, 1)
         if armed:
             yield sleep_on("bell", None)
             yield from disarm_bell()
@@ -229,7 +230,7 @@ def looking_at_the_bell_last() -> Program:
     while True:
         drained = yield from load_tails()  # noqa: F841 - the good() reads it
         seen = yield load("bell")
-        armed = yield from arm_bell(seen, PARKED)
+        armed = yield from arm_bell(seen, PARKED, 1)
         if armed:
             yield sleep_on("bell", seen | PARKED)
             yield from disarm_bell()

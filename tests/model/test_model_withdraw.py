@@ -6,7 +6,8 @@ though the executor parks on the bell and no call is ever due? And a thread that
 call which another thread gives up: is it told, whatever the executor does meanwhile?
 
 The executor's loop here is the real one: look at the bell, drain, sweep, take and complete what
-is due, and park if nothing happened. What is due is left open.
+is due, and park if nothing happened. What is due is left open. While something waits, no number
+of calls wakes the executor: what is given up has to be told for its own sake.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from tests.model.tso_checker import (
 )
 
 CALLS = 2
+MANY = 1 << 20  # no number of calls wakes an executor that waits for this many
 STUCK = "stuck for ever: nobody can move"
 
 
@@ -110,7 +112,7 @@ def executor(
                 yield wake("completions")
             del asleep
         else:
-            armed = yield from arm_bell(seen, PARKED)
+            armed = yield from arm_bell(seen, PARKED, MANY if waiting else 1)
             if armed:
                 yield sleep_on("bell", seen | PARKED)
                 yield from disarm_bell()
@@ -118,8 +120,8 @@ def executor(
         del seen, before, happened, due
 
 
-def ring_and_wake() -> Program:
-    asleep = yield from ring_bell()
+def ring_and_wake(urgent: bool = False) -> Program:
+    asleep = yield from ring_bell(urgent)
     if asleep & PARKED:
         yield wake("bell")
 
@@ -127,7 +129,7 @@ def ring_and_wake() -> Program:
 # ---- a slot for the next call -----------------------------------------------------------
 
 
-def withdrawing_producer(capacity: int, rings: bool = True) -> Program:
+def withdrawing_producer(capacity: int, rings: bool = True, urgent: bool = True) -> Program:
     """Publish and give up at once, again and again; then wait until every slot is back."""
     tail = 0
     while tail < CALLS:
@@ -138,7 +140,7 @@ def withdrawing_producer(capacity: int, rings: bool = True) -> Program:
         if state == DONE:
             yield from release(index)
         elif state == CANCELLED and rings:
-            yield from ring_and_wake()
+            yield from ring_and_wake(urgent)
         del index, generation, state
     index = 0
     while index < capacity:
@@ -178,7 +180,7 @@ def slots_model(
     executor: Callable[[int], Program] = executor,
 ) -> Model:
     return Model(
-        words=slot_words(capacity) | {"bell": 0, "completions": 0},
+        words=slot_words(capacity) | {"bell": 0, "quorum": 0, "completions": 0},
         processes=(
             Process("producer", functools.partial(producer, capacity)),
             Process("executor", functools.partial(executor, capacity)),
@@ -214,7 +216,7 @@ def cancelling_thread(wakes: bool = True) -> Program:
     if state not in (DONE, FREE):
         if wakes:
             yield wake("state0")
-        yield from ring_and_wake()
+        yield from ring_and_wake(urgent=True)
     while state != FREE:
         word = yield load("state0")
         state = state_of(word)
@@ -233,7 +235,7 @@ def shared_model(
 ) -> Model:
     return Model(
         words=slot_words(1)
-        | {"state0": word_of(1, READY), "tail": 1, "bell": 0, "completions": 0},
+        | {"state0": word_of(1, READY), "tail": 1, "bell": 0, "quorum": 0, "completions": 0},
         processes=(
             Process("waiting", waiting_thread),
             Process("cancelling", canceller),
@@ -299,6 +301,10 @@ def take_freeing_once(index: int) -> Program:
         pytest.param(
             slots_model(1, producer=functools.partial(withdrawing_producer, rings=False)),
             id="withdraw does not ring",
+        ),
+        pytest.param(
+            slots_model(1, producer=functools.partial(withdrawing_producer, urgent=False)),
+            id="withdraw rings as a call does",
         ),
         pytest.param(
             shared_model(functools.partial(cancelling_thread, wakes=False)),

@@ -17,6 +17,7 @@ Two kinds of violation are found:
   safety    a model raises `Violation`, or an invariant or a watched write returns a text
   liveness  a state from which no further path leads to a state that the model calls good,
             although nobody else is killed and no sleep ends by itself. A lost wake-up is one.
+            Sleeps with a timer may be relied upon to end, if the model says so.
 """
 
 from __future__ import annotations
@@ -92,9 +93,12 @@ def fence() -> Operation:
     return "fence", "", None, None
 
 
-def sleep_on(word: str, expected: int | None) -> Operation:
-    """Sleep until woken, unless the word differs from *expected* (None: compare nothing)."""
-    return "sleep", word, expected, None
+def sleep_on(word: str, expected: int | None, timed: bool = False) -> Operation:
+    """Sleep until woken, unless the word differs from *expected* (None: compare nothing).
+
+    Return "woken" or "again"; *timed* sleeps may end by themselves with "timer".
+    """
+    return "sleep", word, expected, timed
 
 
 def wake(word: str, count: int = 1 << 31) -> Operation:
@@ -102,9 +106,12 @@ def wake(word: str, count: int = 1 << 31) -> Operation:
     return "wake", word, count, None
 
 
-def block_until_set(word: str) -> Operation:
-    """Sleep while the word is 0, as poll() on an eventfd does."""
-    return "block", word, None, None
+def block_until_set(word: str, timed: bool = False) -> Operation:
+    """Sleep while the word is 0, as poll() on an eventfd does.
+
+    Return "set"; *timed* sleeps may end by themselves with "timer".
+    """
+    return "block", word, None, timed
 
 
 def choose(count: int) -> Operation:
@@ -165,6 +172,7 @@ class Model:
     # Called for every write that changes the word: process, old, new.
     watch: dict[str, Callable[[str, int, int], str | None]] = field(default_factory=dict)
     sleeps_may_end: bool = False  # time slices: explored, but not relied upon
+    timers_fire: bool = False  # whether sleeps with a timer are relied upon to end by it
 
 
 @dataclass(frozen=True)
@@ -399,6 +407,9 @@ class Checker:
                 if self.model.sleeps_may_end:
                     resumed = self._resume(parts, index, "slice")
                     yield False, (memory, resumed), (index, "slice", None)
+                if operation is not None and operation[3]:
+                    resumed = self._resume(parts, index, "timer")
+                    yield self.model.timers_fire, (memory, resumed), (index, "timer", None)
             elif operation is not None:
                 yield from self._execute(memory, parts, index, operation)
             if operation is not None and self.model.processes[index].mortal:
@@ -409,7 +420,7 @@ class Checker:
     def _execute(
         self, memory: tuple[int, ...], parts: tuple[Part, ...], index: int, operation: Operation
     ) -> Iterator[tuple[bool, State, tuple[int, str, Any]]]:
-        kind, name, argument, _ = operation
+        kind, name, argument, timed = operation
         buffer = parts[index][2]
         if kind == "load":
             word = self.word_index[name]
@@ -447,9 +458,13 @@ class Checker:
         elif kind == "block":
             if memory[self.word_index[name]]:
                 yield True, (memory, self._resume(parts, index, "set")), (index, kind, "set")
-            elif self.model.sleeps_may_end:
+                return
+            if self.model.sleeps_may_end:
                 resumed = self._resume(parts, index, "slice")
-                yield False, (memory, resumed), (index, kind, "slice")
+                yield False, (memory, resumed), (index, "slice", None)
+            if timed:
+                resumed = self._resume(parts, index, "timer")
+                yield self.model.timers_fire, (memory, resumed), (index, "timer", None)
         else:
             raise TypeError(f"unknown operation {kind!r}")
 
@@ -524,6 +539,8 @@ class Checker:
             return "KILLED"
         if kind == "slice":
             return "its sleep ends by itself"
+        if kind == "timer":
+            return "its timer fires"
         if kind == "load":
             return f"load {name} -> {detail:#x}"
         if kind == "rmw":
