@@ -1,5 +1,7 @@
 """Builds the C core; everything else about the package is in pyproject.toml."""
 
+from textwrap import shorten
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
@@ -10,9 +12,10 @@ class BuildCore(build_ext):
         try:
             super().build_extension(extension)
         except (CCompilerError, PlatformError, OSError) as error:
+            reason = shorten(str(error), 100)
             raise SystemExit(
                 "shmbatch needs a C11 compiler and Python's headers to build its core "
-                f"(on Debian: apt-get install gcc libc6-dev python3-dev): {error}"
+                f"(on Debian: apt-get install gcc libc6-dev python3-dev): {reason}"
             ) from None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import shmbatch
 from shmbatch.client import pool
 
-PATIENCE_S = 60
+PATIENCE_S = 20
 APPS = Path(__file__).parent / "apps"
 ROOT = APPS.parents[1]
 
@@ -58,7 +58,7 @@ class Served:
 
     def __init__(self, file: str, name: str, *options: str, **extra: str) -> None:
         self.name = name
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in _close
         ready_out, ready_in = os.pipe()
         lifeline_out, self._lifeline = os.pipe()  # so that it ends if this process is killed
         try:
@@ -153,12 +153,15 @@ class Gate:
     lets it go with `open`. Two pipes with names, so no clock and no sleep is needed.
     """
 
+    known: set[Gate] = set()
+
     def __init__(self, folder: Path) -> None:
         self.arrivals, self.departures = folder / "arrivals", folder / "departures"
         for path in (self.arrivals, self.departures):
             os.mkfifo(path, 0o600)
         # Both ends of each are held here, so no open() blocks and no end of file is seen.
         self._fds = [os.open(path, os.O_RDWR) for path in (self.arrivals, self.departures)]
+        self.known.add(self)
 
     def arrived(self) -> list[Any]:
         """Wait for a function to be at the gate; return the inputs that it came with."""
@@ -170,7 +173,24 @@ class Gate:
         """Let as many functions through."""
         os.write(self._fds[1], b"." * times)
 
+    def reset(self) -> None:
+        """Let everybody through who is at the gate, and forget who was."""
+        poll = select.poll()
+        poll.register(self._fds[0], select.POLLIN)
+        while poll.poll(0):
+            self.arrived()
+            self.open()
+        os.set_blocking(self._fds[1], False)
+        try:
+            while os.read(self._fds[1], 4096):
+                pass
+        except BlockingIOError:
+            pass
+        finally:
+            os.set_blocking(self._fds[1], True)
+
     def close(self) -> None:
+        self.known.discard(self)
         for fd in self._fds:
             os.close(fd)
 
@@ -257,9 +277,14 @@ def _line_or_end(fd: int) -> bytes:
 
 
 def hang_up() -> None:
-    """Close every connection that this process has."""
-    for app, _, _ in list(pool._connections):
+    """Close every connection that this process has, and have imported handles let go of them."""
+    for app in {key[0] for key in pool._connections}:
         pool.forget(app)
+    for module in list(sys.modules.values()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(APPS)):
+            for value in vars(module).values():
+                if isinstance(value, shmbatch.Function):
+                    value._connection = None
 
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:
@@ -267,7 +292,7 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except FileNotFoundError:
             continue  # the one that lists the folder
         if target.startswith(_OURS):
@@ -279,7 +304,10 @@ def children() -> set[int]:
     """The children of this process, zombies among them."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set(map(int, (task / "children").read_text().split()))
+        try:
+            found |= set(map(int, (task / "children").read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has just ended
     return found
 
 

@@ -76,7 +76,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def ran(
-    *arguments: object, python: bool = False, **extra: str
+    *arguments: object, python: bool = False, cwd: Path | None = None, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``shmbatch`` with *arguments* (or Python itself) to its end."""
     return subprocess.run(
@@ -84,13 +84,17 @@ def ran(
         capture_output=True,
         text=True,
         env=environment(**extra),
+        cwd=cwd,
         timeout=PATIENCE_S,
     )
 
 
 @contextmanager
 def started(
-    *arguments: object, python: bool = False, pass_fds: tuple[int, ...] = ()
+    *arguments: object,
+    python: bool = False,
+    cwd: Path | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start ``shmbatch`` with *arguments*, in a process group of its own; kill what is left."""
     process = subprocess.Popen(
@@ -100,6 +104,7 @@ def started(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        cwd=cwd,
         pass_fds=pass_fds,
         start_new_session=True,
     )

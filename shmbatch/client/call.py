@@ -31,6 +31,13 @@ class FunctionCall:
         self._outcome: Any = None  # always set before `_state`
         self._state = _WAITING
 
+    @classmethod
+    def refused(cls, connection: Connection, error: Exception) -> FunctionCall:
+        """Return a call that was never made, because of *error*; it is done."""
+        call = cls(connection, -1, None)
+        call._settle_as(_ERROR, error)
+        return call
+
     def settle(self, spin_ns: int = 0) -> bool:
         """Take the outcome if it is there; True once it is. Does not block; frees the slot.
 
@@ -42,15 +49,15 @@ class FunctionCall:
         connection = self._connection
         try:
             outcome = connection.ring.poll(self._ticket, spin_ns)
+            if outcome is FAILED:
+                outcome = Failure(connection.error(self._ticket))
         except ValueError:
             outcome = connection.stash.pop(self._ticket, PENDING)
         except RuntimeError:
             raise ConfigError("this call belongs to the parent process; get it there") from None
         if outcome is PENDING:
             return self._state != _WAITING
-        if outcome is FAILED:
-            self._settle_as(_ERROR, connection.error(self._ticket))
-        elif type(outcome) is Failure:
+        if type(outcome) is Failure:
             self._settle_as(_ERROR, outcome.error)
         else:
             self._settle_as(_VALUE, outcome)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError, RingFull
 from .call import FunctionCall
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Inputs = Iterator[tuple[Any, ...]]
 AsyncInputs = AsyncIterator[tuple[Any, ...]]
+
+# What concerns one input alone: it takes that input's place among the results.
+_REFUSALS = (InputError, RingFull)
 
 
 def _window(function: Function) -> int:
@@ -47,7 +51,10 @@ def run(
                 except StopIteration:
                     exhausted = True
                     break
-                pending.append(function.spawn(*arguments))
+                try:
+                    pending.append(function.spawn(*arguments))
+                except _REFUSALS as error:
+                    pending.append(FunctionCall.refused(function.connect(), error))
                 if pending[0].done():
                     break  # a slow iterator must not keep results back
             if pending:
@@ -100,7 +107,10 @@ async def run_aio(
                 except (StopIteration, StopAsyncIteration):
                     exhausted, reading = True, None
                     break
-                pending.append(await function.spawn.aio(*arguments))
+                try:
+                    pending.append(await function.spawn.aio(*arguments))
+                except _REFUSALS as error:
+                    pending.append(FunctionCall.refused(function.connect(), error))
                 if pending[0].done():
                     break
             if pending:

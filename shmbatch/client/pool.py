@@ -6,6 +6,7 @@ import os
 import threading
 
 from ..contract.signature import Signature
+from ..errors import SignatureMismatch
 from ..protocol import control, names
 from ..protocol.spinning import wait_mode
 from .connection import Connection, connect
@@ -42,6 +43,12 @@ def connection_to(
             connection = connect(address, signature, deadline_ns, arrays=arrays, wait=mode)
             with _mutex:
                 _connections[key] = connection
+        elif signature is not None and signature != connection.signature:
+            # Made for a handle that knew none; the executor compares only when connecting.
+            raise SignatureMismatch(
+                f"'{address}' is {connection.signature.describe()} in the executor and "
+                f"{signature.describe()} in this producer; restart the one with the older file"
+            )
     return connection
 
 

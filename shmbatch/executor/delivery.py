@@ -52,9 +52,13 @@ class Delivery:
         if isinstance(value, list):
             if len(value) == count:
                 return self._list(batch, value)
-        elif self._result.kind == "array" and isinstance(value, (np.ndarray, tensor_type())):
-            if value.ndim and len(value) == count:
-                return self._stack(batch, value)
+        elif (
+            self._result.kind == "array"
+            and isinstance(value, (np.ndarray, tensor_type()))
+            and value.ndim
+            and len(value) == count
+        ):
+            return self._stack(batch, value)
         return self.raised(batch, self._misfit(value, count))
 
     def raised(self, batch: Batch, error: BaseException) -> int:
@@ -81,6 +85,8 @@ class Delivery:
             value = self._result.coerce(value, f"result {row} of {self._address}")
         except InputError as misfit:
             return ResultError(str(misfit))
+        except Exception as error:  # the user's class has methods of its own
+            return error
         stored = batch.put(row, value)
         assert stored, "the core takes what coerce returns"
         return None

@@ -113,9 +113,11 @@ class Loop:
         """Serve until drained or stopped."""
         poller = self._poller
         seen = poller.bell.look()  # SYNC bell: always before the rings are looked at
-        while not self._stopping:
+        while True:
             while self._commands:
                 self._commands.popleft()()
+            if self._stopping:
+                break
             until_ns = self.turn(now_ns())
             if self._events is not None and self._in_flight():
                 seen = poller.wait_in_loop(self._events, seen, until_ns, self._missing)

@@ -22,6 +22,7 @@ from ..protocol.transport import ExecutorTransport
 SLICE_NS = 50_000_000
 
 _SPIN_NS = 50_000  # of `auto`
+_DATAGRAMS_MAX = 64  # read in one go; a producer may send them faster than they are read
 
 
 class Poller:
@@ -93,7 +94,7 @@ class Poller:
 
     def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while True:
+            for _ in range(_DATAGRAMS_MAX):
                 self._inner.recv(16)
         except OSError:
             pass

@@ -15,7 +15,7 @@ from ..protocol._core import Batch, Inbox
 from .batcher import Batcher
 from .delivery import Delivery
 from .runner import AsyncRunner, Run
-from .staging import Device, Event, Staging
+from .staging import Device, Staging, ToHost
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -112,10 +112,13 @@ class ServedFunction:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
         batch = run.batch
-        if run.event is not None:
-            self._wait(run, run.event)
+        if self._to_host is not None:
+            self._fetch(run, self._to_host)
         if run.error is None:
-            failed = self._delivery.returned(batch, run.value)
+            try:
+                failed = self._delivery.returned(batch, run.value)
+            except BaseException as error:  # an object of the user's did, when looked at
+                failed = self._delivery.raised(batch, error)
         else:
             failed = self._delivery.raised(batch, run.error)
         self.statistics.count(batch.count, failed, run.reason)
@@ -135,8 +138,12 @@ class ServedFunction:
         run.value = self._function(*inputs)
         run.done = True
 
-    def _wait(self, run: Run, event: Event) -> None:
+    def _fetch(self, run: Run, to_host: ToHost) -> None:
+        """Wait until the results are on the host."""
         try:
-            event.wait()
+            if run.event is None and run.error is None:  # an async function, which suspended
+                run.value, run.event = to_host(run.value)
+            if run.event is not None:
+                run.event.wait()
         except Exception as error:
             run.raised(error)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 
 import shmbatch
 from tests import processes
 
 app = shmbatch.App()
-
-_batch = itertools.count(1)
 
 
 @app.function()
@@ -57,26 +54,6 @@ def pair(xs: list[int]) -> list[int]:
 
 
 @app.function()
-@shmbatch.batched(max_batch_size=1000, wait_ms=1)
-def sizes(xs: list[int]) -> list[int]:
-    """Tells each caller how many were in its batch."""
-    return [len(xs)] * len(xs)
-
-
-@app.function()
-@shmbatch.batched(max_batch_size=4, wait_ms=0)
-def batch_number(xs: list[int]) -> list[int]:
-    """Counts its batches."""
-    return [next(_batch)] * len(xs)
-
-
-@app.function()
-@shmbatch.batched(max_batch_size=4, wait_ms=0)
-def executor_pid(xs: list[int]) -> list[int]:
-    return [os.getpid()] * len(xs)
-
-
-@app.function()
 @shmbatch.batched(max_batch_size=4, wait_ms=0)
 def calls_itself(xs: list[int]) -> list[int]:
     """Calls a function of its own executor, by handle or by name."""
@@ -86,10 +63,5 @@ def calls_itself(xs: list[int]) -> list[int]:
 
 @app.function()
 @shmbatch.batched(max_batch_size=4, wait_ms=0)
-def forks(xs: list[int]) -> list[int]:
-    """Starts a child that has all of the executor's descriptors and lives until it is killed."""
-    child = os.fork()
-    if child == 0:
-        while True:
-            os.read(os.pipe()[0], 1)
-    return [child] * len(xs)
+def fails(xs: list[int]) -> list[int]:
+    raise KeyError(xs[0])

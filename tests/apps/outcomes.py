@@ -1,6 +1,6 @@
 """Functions that go wrong in every way that DESIGN section 4 lists."""
 
-# ruff: noqa: F722, F821, UP037 - jaxtyping reads these strings
+# ruff: noqa: F722 - jaxtyping reads these strings
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 DESIGN promises that a producer can be killed at any instruction and only its own calls are
 lost. Here that means: from every reachable state the executor still gets to drain whatever a
 live producer has published, though no sleep ever ends by itself (the time slices of the product
-are a safety net, and the models do without). Every call is worth a wake-up here; test_model_quorum.py is about
-sleeping on. The controls are protocols that look right and are
-not; the checker has to find what is wrong with each.
+are a safety net, and the models do without). Here every call is worth a wake-up; when one is not
+is test_model_quorum.py. The controls are protocols that look right and are not; the checker has
+to find what is wrong with each.
 """
 
 from __future__ import annotations

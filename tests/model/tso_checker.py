@@ -16,8 +16,8 @@ Two kinds of violation are found:
 
   safety    a model raises `Violation`, or an invariant or a watched write returns a text
   liveness  a state from which no further path leads to a state that the model calls good,
-            although nobody else is killed and no sleep ends by itself. A lost wake-up is one.
-            Sleeps with a timer may be relied upon to end, if the model says so.
+            although nobody else is killed, no sleep ends by itself and nobody goes on who need
+            not. A lost wake-up is one. Timers may be relied upon, if the model says so.
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ def choose(count: int) -> Operation:
     return "choose", "", count, None
 
 
+def go_on() -> Operation:
+    """Go on, or never: explored, but not relied upon."""
+    return "go on", "", None, None
+
+
 def is_alive(process: str) -> Operation:
     """Return whether a process has not been killed, as a pidfd tells."""
     return "alive", process, None, None
@@ -172,6 +177,7 @@ class Model:
     # Called for every write that changes the word: process, old, new.
     watch: dict[str, Callable[[str, int, int], str | None]] = field(default_factory=dict)
     sleeps_may_end: bool = False  # time slices: explored, but not relied upon
+    forgets_the_dead: bool = False  # no predicate reads a dead one's variables: fewer states
     timers_fire: bool = False  # whether sleeps with a timer are relied upon to end by it
 
 
@@ -413,7 +419,8 @@ class Checker:
             elif operation is not None:
                 yield from self._execute(memory, parts, index, operation)
             if operation is not None and self.model.processes[index].mortal:
-                dead: Part = (DEAD, local, buffer)
+                kept = 0 if self.model.forgets_the_dead else local
+                dead: Part = (DEAD, kept, buffer)
                 after = (*parts[:index], dead, *parts[index + 1 :])
                 yield False, (memory, after), (index, "killed", None)
 
@@ -433,6 +440,8 @@ class Checker:
             for choice in range(argument):
                 resumed = self._resume(parts, index, choice)
                 yield True, (memory, resumed), (index, kind, choice)
+        elif kind == "go on":
+            yield False, (memory, self._resume(parts, index, None)), (index, kind, None)
         elif kind == "alive":
             alive = parts[self.process_index[name]][0] != DEAD
             yield True, (memory, self._resume(parts, index, alive)), (index, kind, alive)

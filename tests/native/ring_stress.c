@@ -9,13 +9,15 @@
  * All of it in one process over plain memory, because a thread sanitizer does not recognise two
  * mappings of one page as the same memory. Callers publish, wait by spinning, on the slot's word
  * or on the completion word, give up their own calls and those of their neighbour; the executor
- * drains, sweeps, takes, completes in any order, and parks on the bell or polls an eventfd.
+ * drains, sweeps, takes, completes in any order, and parks on the bell or polls an eventfd, until
+ * the next call or, with a timer, until some more.
  * Inputs and results are plain bytes, so every missing order is a data race.
  *
  * usage: ring_stress SEED CALLS     calls for each caller
  *
  * Prints its counters as "name=value ..." and exits 0, or "FAILED: reason" and exits 1. A sleep
- * of SLEEP_SECONDS without a wake-up is a lost wake-up: nothing here depends on time slices.
+ * of SLEEP_SECONDS without a wake-up is a lost wake-up: nothing here depends on time slices, and
+ * on a timer only the executor that sleeps until more than one call has come.
  *
  * Planted bugs: -DRING_PUBLISH_ORDER=memory_order_relaxed, -DRING_COMPLETE_ORDER=
  * memory_order_acquire, and -DREUSE_AT_ONCE, where a caller takes a withdrawn slot back before
@@ -48,6 +50,8 @@ enum {
     PAYLOAD_WORDS = 12,
     RUNNING_LIMIT = 6,
     SLEEP_SECONDS = 30,
+    QUORUM_LIMIT = 3, /* rings that the executor sleeps until, at most */
+    TIMER_NS = 100000,
 };
 
 /* Read at run time, so that the compiler does not turn payload loops into single moves, which
@@ -75,7 +79,7 @@ typedef struct {
 } producer;
 
 static producer producers[PRODUCERS];
-static _Alignas(64) _Atomic uint32_t bell;
+static ring_bell bell;
 static int bell_eventfd;
 static _Atomic bool stop;
 static uint64_t calls_each;
@@ -83,7 +87,8 @@ static uint64_t seed;
 
 #define COUNTERS(X) \
     X(done) X(cancelled) X(abandoned) X(too_late) X(swept) X(skipped) X(completed) \
-    X(slot_sleeps) X(completion_sleeps) X(full_sleeps) X(parks) X(polls) X(neighbours)
+    X(slot_sleeps) X(completion_sleeps) X(full_sleeps) X(parks) X(polls) X(neighbours) \
+    X(quorums) X(timers)
 
 enum {
 #define X(name) COUNT_##name,
@@ -127,12 +132,18 @@ now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Return whether the sleep ended before its time. */
+static bool
+futex_sleep_at_most(_Atomic uint32_t *word, uint32_t expected, struct timespec timeout)
+{
+    return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &timeout, NULL, 0) == 0
+           || errno != ETIMEDOUT;
+}
+
 static void
 futex_sleep(_Atomic uint32_t *word, uint32_t expected, const char *what)
 {
-    struct timespec timeout = {.tv_sec = SLEEP_SECONDS};
-    if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &timeout, NULL, 0) != 0
-        && errno == ETIMEDOUT) {
+    if (!futex_sleep_at_most(word, expected, (struct timespec){.tv_sec = SLEEP_SECONDS})) {
         fail(what, expected);
     }
 }
@@ -144,11 +155,11 @@ futex_wake(_Atomic uint32_t *word)
 }
 
 static void
-ring_and_wake(void)
+ring_and_wake(bool urgent)
 {
-    uint32_t asleep = ring_bell_ring(&bell);
+    uint32_t asleep = ring_bell_ring(&bell, urgent);
     if (asleep & RING_BELL_PARKED) {
-        futex_wake(&bell);
+        futex_wake(&bell.word);
     }
     if (asleep & RING_BELL_POLLING) {
         uint64_t one = 1;
@@ -256,7 +267,7 @@ submit(caller *self, call *made)
     *made = (call){.number = number, .index = index, .generation = generation, .active = true};
     ring_publish(&producer->ring, index, generation, 0, now_ns());
     pthread_mutex_unlock(&producer->lock);
-    ring_and_wake();
+    ring_and_wake(false);
 }
 
 /* Give up a call that is still active; the caller holds the lock. Return whether it was. */
@@ -290,7 +301,7 @@ give_up(producer *producer, call *given_up)
     bool was_active = given_up->active && withdraw(producer, given_up);
     pthread_mutex_unlock(&producer->lock);
     if (was_active) {
-        ring_and_wake();
+        ring_and_wake(true);
         futex_wake(&producer->ring.words.controls[index].state);
     }
 }
@@ -536,27 +547,41 @@ tell(executor *self, unsigned from)
     }
 }
 
+/* Sleep until the next call; or, with a timer, until some more have come. */
 static void
 sleep_until_rung(executor *self, uint32_t seen)
 {
-    if (random_below(&self->random, 2)) {
-        if (ring_bell_arm(&bell, seen, RING_BELL_PARKED)) {
-            COUNT(parks);
-            futex_sleep(&bell, seen | RING_BELL_PARKED, "the parked executor was not woken");
-            ring_bell_disarm(&bell);
-        }
-    } else if (ring_bell_arm(&bell, seen, RING_BELL_POLLING)) {
+    uint32_t calls = 1 + random_below(&self->random, QUORUM_LIMIT);
+    uint32_t bit = random_below(&self->random, 2) ? RING_BELL_PARKED : RING_BELL_POLLING;
+    struct timespec timeout = {.tv_sec = SLEEP_SECONDS};
+    if (calls > 1) {
+        timeout = (struct timespec){.tv_nsec = TIMER_NS};
+    }
+    if (!ring_bell_arm(&bell, seen, bit, calls)) {
+        return;
+    }
+    bool woken;
+    if (bit == RING_BELL_PARKED) {
+        COUNT(parks);
+        woken = futex_sleep_at_most(&bell.word, seen | bit, timeout);
+    } else {
         COUNT(polls);
         struct pollfd polled = {.fd = bell_eventfd, .events = POLLIN};
-        if (poll(&polled, 1, SLEEP_SECONDS * 1000) == 0) {
-            fail("the polling executor was not woken", seen);
-        }
+        woken = ppoll(&polled, 1, &timeout, NULL) != 0;
         uint64_t value;
         if (read(bell_eventfd, &value, sizeof value) < 0 && errno != EAGAIN) {
             fail("the eventfd cannot be read", (uint64_t)errno);
         }
-        ring_bell_disarm(&bell);
     }
+    if (!woken && calls == 1) {
+        fail("the sleeping executor was not woken", seen | bit);
+    }
+    if (calls > 1 && woken) {
+        COUNT(quorums);
+    } else if (calls > 1) {
+        COUNT(timers);
+    }
+    ring_bell_disarm(&bell);
 }
 
 static void *
@@ -679,7 +704,7 @@ main(int argc, char **argv)
         pthread_join(threads[i], NULL);
     }
     atomic_store_explicit(&stop, true, memory_order_release);
-    ring_and_wake();
+    ring_and_wake(true);
     pthread_join(threads[PRODUCERS * CALLERS], NULL);
     for (unsigned from = 0; from < PRODUCERS; from++) {
         check_all_free_and_destroy(from, &executor);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import re
 import struct
 from pathlib import Path
@@ -18,10 +20,10 @@ from tests.rings import Served, Wire
 RING_H = (Path(layout.__file__).parent / "ring.h").read_text()
 
 assert layout.__doc__ is not None
-# "        64   status    u32 ..." -> ("64", "status"), of the segment and of a control block
-SEGMENT_ROWS, CONTROL_ROWS = (
+# "        64   status    u32 ..." -> ("64", "status"), of the segment, a control block, the bell
+SEGMENT_ROWS, CONTROL_ROWS, BELL_ROWS = (
     re.findall(r"^ +(\d+)   ([a-z_]+)", diagram, re.MULTILINE)
-    for diagram in layout.__doc__.split("A control block is")
+    for diagram in re.split("A control block is|The bell, one page", layout.__doc__)
 )
 
 capacities = st.integers(1, 300) | st.sampled_from([511, 512, 513, 131_071, 131_072])
@@ -38,9 +40,15 @@ def test_the_control_diagram_shows_the_constants(offset: str, field: str) -> Non
     assert getattr(layout, f"CONTROL_{field.upper()}") == int(offset)
 
 
+@pytest.mark.parametrize(("offset", "field"), BELL_ROWS)
+def test_the_bell_diagram_shows_the_constants(offset: str, field: str) -> None:
+    assert getattr(layout, f"BELL_{field.upper()}") == int(offset)
+
+
 def test_the_diagrams_are_complete() -> None:
     assert len(SEGMENT_ROWS) == 7
     assert len(CONTROL_ROWS) == 4
+    assert len(BELL_ROWS) == 2
 
 
 def test_ring_h_has_the_sizes_of_the_diagrams() -> None:
@@ -57,9 +65,7 @@ def test_every_slot_that_may_be_asked_for_has_a_number_in_the_core() -> None:
 def test_the_core_stores_each_word_where_the_diagram_draws_it() -> None:
     wire = Wire(capacity=4)
     served = Served(wire)
-    other = Wire(capacity=4)  # keeps two producers active
 
-    served.inbox.attach(other.executor)
     wire.executor.set_status(_core.DRAINING)
     assert wire.read(layout.STATUS) == _core.DRAINING
     wire.executor.set_status(_core.OPEN)
@@ -90,6 +96,18 @@ def test_the_core_stores_each_word_where_the_diagram_draws_it() -> None:
     assert wire.memory[record : record + 6] == b"broken"
 
 
+def test_the_core_stores_the_words_of_the_bell_where_the_diagram_draws_them() -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell = _core.Bell(memory)
+
+    for _ in range(5):
+        bell.ring()
+    assert bell.arm(bell.look(), _core.POLLING, 7)
+
+    assert struct.unpack_from("=I", memory, layout.BELL_WORD) == (5 << 2 | _core.POLLING,)
+    assert struct.unpack_from("=I", memory, layout.BELL_QUORUM) == (5 + 7,)
+
+
 @given(capacity=capacities, column_nbytes=column_sizes)
 @example(capacity=1, column_nbytes=[0, 0])
 def test_areas_stand_behind_each_other_on_cache_lines(
@@ -110,7 +128,7 @@ def test_areas_stand_behind_each_other_on_cache_lines(
     ]
 
     assert ring_size >= capacity
-    for (start, nbytes), (following, _) in zip(areas, areas[1:], strict=False):
+    for (start, nbytes), (following, _) in itertools.pairwise(areas):
         assert start % layout.CACHE_LINE == 0
         assert start + nbytes <= following < start + nbytes + layout.CACHE_LINE
     assert where.nbytes % layout.CACHE_LINE == 0

@@ -1,0 +1,76 @@
+"""What does `import shmbatch` cost a producer, beyond numpy?
+
+python -m benchmarks.bench_import [--quick]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from benchmarks import _options, _report
+
+LABELS = {
+    "package": "import shmbatch",
+    "handle": "... and shmbatch.connect",
+    "everything": "from shmbatch import *",
+}
+STATEMENTS = {
+    "package": "import shmbatch",
+    "handle": "import shmbatch; shmbatch.connect",
+    "everything": "from shmbatch import *",
+}
+CEILING_MS = 30
+PROMISED = ("package", "handle")  # what a producer needs; it may never need the rest
+
+
+def measure(statement: str) -> Mapping[str, float]:
+    """Import in a fresh process that has numpy already; return milliseconds."""
+    code = (
+        "import time, numpy\n"
+        "began = time.perf_counter_ns()\n"
+        f"{statement}\n"
+        "print(time.perf_counter_ns() - began)"
+    )
+    # As after an installation, which compiles every file.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    return {"ms": int(finished.stdout) / 1e6}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options.parse("import", __doc__, arguments, runs=15, quick_runs=2)
+    facts = _report.machine_facts(datetime.now(UTC))
+    systems = {name: partial(measure, STATEMENTS[name]) for name in LABELS}
+    measure(STATEMENTS["everything"])  # compiled files are written once
+    figures = _options.alternate(systems, options.runs)
+    spreads = {LABELS[name]: _report.spreads(runs)["ms"] for name, runs in figures.items()}
+
+    print(f"Import beyond numpy, {options.runs} runs: median (min..max) over the runs, in ms")
+    print(_report.facts_line(facts), end="\n\n")
+    print(_report.table(["statement", "ms"], [[name, str(s)] for name, s in spreads.items()]))
+    holds = all(spreads[LABELS[name]].median <= CEILING_MS for name in PROMISED)
+    verdict = "holds" if holds else "MISSED"
+    print(f"\npromised: the first two take at most {CEILING_MS} ms; {verdict}")
+    if options.out is not None:
+        document = {
+            "benchmark": "import",
+            "machine": facts,
+            "parameters": {"runs": options.runs},
+            "statements": {name: spread.document() for name, spread in spreads.items()},
+            "ceiling_ms": CEILING_MS,
+            "holds": holds,
+        }
+        _report.write_json(options.out, document)
+        print(f"\nwritten to {options.out.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

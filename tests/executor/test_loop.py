@@ -1,0 +1,837 @@
+"""The guarantees I1 to I7 over the executor's real loop, under a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shmbatch.errors import BatchResultError
+from shmbatch.executor.batcher import SealReason
+from shmbatch.executor.staging import Cpu
+from shmbatch.protocol import layout
+from shmbatch.protocol._core import (
+    ABANDONED,
+    ASYNC,
+    CANCELLED,
+    CLOSED,
+    DONE,
+    DRAINING,
+    LOOP,
+    OPEN,
+    SUBMIT_CLOSED,
+    THREAD,
+    WAITER,
+)
+from tests.executor.worlds import MS, START_NS, Call, Execution, Plan, Producer, World
+from tests.rings import array, signature
+
+SIZE, DEADLINE, DRAIN = SealReason.SIZE, SealReason.DEADLINE, SealReason.DRAIN
+
+Trace = list[tuple[float, SealReason, list[int]]]
+
+
+def trace(world: World) -> Trace:
+    """When, in ms, each batch was launched, why, and which calls it had."""
+    return [
+        ((each.at_ns - START_NS) / MS, each.reason, [call.number for call in each.calls])
+        for each in world.executions
+    ]
+
+
+def submitting(world: World, times_ms: list[float], producer: int = 0, repeat: int = 1) -> None:
+    for at_ms in times_ms:
+        for _ in range(repeat):
+            world.at(START_NS + round(at_ms * MS), world.producers[producer].submit)
+
+
+# ---- when a batch runs ----
+
+
+def test_a_full_batch_runs_at_once() -> None:
+    world = World(Plan(max_batch_size=3, wait_ns=1000 * MS))
+    submitting(world, [0, 1, 2, 10, 11, 12])
+
+    world.run()
+
+    assert trace(world) == [(2, SIZE, [1, 2, 3]), (12, SIZE, [4, 5, 6])]
+
+
+def test_a_batch_that_stays_small_runs_when_its_oldest_call_has_waited() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=5 * MS))
+    submitting(world, [0, 1, 4.9, 6, 30])
+
+    world.run()
+
+    assert trace(world) == [(5, DEADLINE, [1, 2, 3]), (11, DEADLINE, [4]), (30, DRAIN, [5])]
+
+
+def test_the_rest_runs_when_the_executor_drains() -> None:
+    world = World(Plan(max_batch_size=2, wait_ns=1000 * MS))
+    submitting(world, [0], repeat=5)
+
+    world.run()
+
+    assert trace(world) == [(0, SIZE, [1, 2]), (0, SIZE, [3, 4]), (0, DRAIN, [5])]
+
+
+def test_without_a_wait_a_lone_call_never_waits() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=0))
+    submitting(world, [0, 1, 2])
+
+    world.run()
+
+    assert trace(world) == [(0, DEADLINE, [1]), (1, DEADLINE, [2]), (2, DEADLINE, [3])]
+
+
+def test_without_a_wait_calls_that_come_while_the_executor_is_busy_share_a_batch() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=0, duration_ns=10 * MS))
+    submitting(world, [0, 1, 2, 3, 15, 25])
+
+    world.run()
+
+    assert trace(world) == [
+        (0, DEADLINE, [1]),
+        (10, DEADLINE, [2, 3, 4]),
+        (20, DEADLINE, [5]),
+        (30, DEADLINE, [6]),
+    ]
+
+
+def test_the_clock_of_a_call_runs_on_while_the_executor_is_busy() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=5 * MS, duration_ns=20 * MS))
+    submitting(world, [0, 6, 24])
+
+    world.run()
+
+    # The second call has waited long enough when the executor is free again, at 25 ms: it runs
+    # then, and takes the third along.
+    assert trace(world) == [(5, DEADLINE, [1]), (25, DEADLINE, [2, 3])]
+
+
+def test_a_batch_keeps_filling_until_it_can_be_launched() -> None:
+    world = World(Plan(max_batch_size=3, wait_ns=1 * MS, duration_ns=50 * MS))
+    submitting(world, [0, 10, 20, 30, 40])
+
+    world.run()
+
+    assert trace(world) == [
+        (1, DEADLINE, [1]),
+        (51, SIZE, [2, 3, 4]),
+        (101, DEADLINE, [5]),
+    ]
+
+
+def test_of_several_functions_the_earliest_due_goes_first() -> None:
+    world = World(
+        Plan(max_batch_size=10, wait_ns=8 * MS, duration_ns=20 * MS),
+        Plan(max_batch_size=10, wait_ns=2 * MS, duration_ns=20 * MS),
+        Plan(max_batch_size=10, wait_ns=5 * MS, duration_ns=20 * MS),
+    )
+    submitting(world, [0], producer=0)  # due at 8, runs last
+    submitting(world, [0.5, 3], producer=1)  # due at 2.5, and at 5 while it runs
+    submitting(world, [1], producer=2)  # due at 6
+    submitting(world, [100], producer=0)
+
+    world.run()
+
+    order = [(each.function, (each.at_ns - START_NS) / MS) for each in world.executions]
+    assert order == [(1, 2.5), (1, 22.5), (2, 42.5), (0, 62.5), (0, 100)]
+
+
+def test_a_function_with_a_backlog_does_not_keep_others_out() -> None:
+    world = World(
+        Plan(max_batch_size=2, wait_ns=1000 * MS, duration_ns=10 * MS, slots=64),
+        Plan(max_batch_size=2, wait_ns=5 * MS, duration_ns=10 * MS),
+    )
+    submitting(world, [0], producer=0, repeat=20)
+    submitting(world, [1], producer=1)
+
+    world.run()
+
+    assert [each.function for each in world.executions][:3] == [0, 1, 0]
+
+
+def test_cancelled_calls_count_towards_no_trigger() -> None:
+    """Neither for the size nor for the oldest of them."""
+    world = World(Plan(max_batch_size=3, wait_ns=5 * MS))
+    producer = world.producers[0]
+    submitting(world, [0, 1])
+    world.at(START_NS + 2 * MS, lambda: producer.withdraw(world.calls[1]))
+    submitting(world, [3, 20])
+
+    world.run()
+
+    assert world.calls[1].withdrawn == CANCELLED
+    assert trace(world) == [(6, DEADLINE, [2, 3]), (20, DRAIN, [4])]
+
+
+def test_a_batch_that_was_cancelled_altogether_never_runs() -> None:
+    world = World(Plan(max_batch_size=3, wait_ns=5 * MS))
+    submitting(world, [0], repeat=2)
+    for number in (1, 2):
+        world.at(START_NS + MS, lambda n=number: world.producers[0].withdraw(world.calls[n]))
+
+    world.run()
+
+    assert world.executions == []
+
+
+def test_calls_cancelled_while_they_run_are_dropped_and_their_slots_come_back() -> None:
+    world = World(Plan(max_batch_size=3, wait_ns=0, duration_ns=10 * MS))
+    producer = world.producers[0]
+    submitting(world, [0])
+    world.at(START_NS + MS, lambda: producer.withdraw(world.calls[1]))
+    submitting(world, [2])
+
+    world.run()
+
+    assert world.calls[1].withdrawn == ABANDONED
+    assert world.calls[2].outcome == 20
+
+
+def test_calls_of_a_producer_that_leaves_never_run() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=10 * MS, producers=2))
+    submitting(world, [0, 1], producer=0)
+    submitting(world, [2], producer=1)
+    world.at(START_NS + 3 * MS, lambda: world.leave(world.producers[0]))
+    submitting(world, [30], producer=1)
+
+    world.run()
+
+    assert trace(world) == [(12, DEADLINE, [3]), (30, DRAIN, [4])]
+    assert world.producers[0].closed
+
+
+def test_a_producer_that_leaves_while_its_calls_run_disturbs_nobody() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=0, duration_ns=10 * MS, producers=2))
+    submitting(world, [0], producer=1)
+    submitting(world, [1], producer=0)
+    submitting(world, [2], producer=1)
+    world.at(START_NS + 12 * MS, lambda: world.leave(world.producers[0]))
+    submitting(world, [13], producer=1)
+
+    world.run()
+
+    assert trace(world)[1] == (10, DEADLINE, [2, 3])
+    assert [world.calls[number].outcome for number in (1, 3, 4)] == [10, 30, 40]
+
+
+def test_an_async_function_that_waits_lets_other_functions_run() -> None:
+    world = World(
+        Plan(max_batch_size=10, wait_ns=0, duration_ns=50 * MS, is_async=True),
+        Plan(max_batch_size=10, wait_ns=2 * MS, duration_ns=1 * MS),
+    )
+    submitting(world, [0, 1, 2], producer=0)
+    submitting(world, [3, 10], producer=1)
+
+    world.run()
+
+    order = [(each.function, (each.at_ns - START_NS) / MS) for each in world.executions]
+    # One batch of a function at a time: the calls of 1 and 2 ms wait for its end at 50 ms.
+    assert order[:2] == [(0, 0), (1, 5)]
+    assert order[-1] == (0, 50)
+    assert [call.number for call in world.executions[-1].calls] == [2, 3]
+
+
+# ---- for any history ----
+
+gaps_ns = st.sampled_from([0, 0, 0, 1, 1000, MS // 2, MS, 3 * MS, 5 * MS, 12 * MS, 60 * MS])
+plans = st.builds(
+    Plan,
+    max_batch_size=st.integers(1, 5),
+    wait_ns=st.sampled_from([0, 1, MS, 5 * MS, 20 * MS, 200 * MS]),
+    duration_ns=st.sampled_from([0, 0, 1000, 2 * MS, 10 * MS]),
+    is_async=st.sampled_from([False, False, True]),
+    producers=st.integers(1, 3),
+    slots=st.sampled_from([1, 2, 3, 16]),
+)
+moves = st.lists(
+    st.tuples(
+        gaps_ns,
+        st.sampled_from(["submit"] * 8 + ["withdraw", "withdraw", "collect", "leave", "attach"]),
+        st.integers(0, 1 << 16),
+        st.integers(1, 4),
+    ),
+    max_size=60,
+)
+
+
+def play(world: World, history: list[tuple[int, str, int, int]]) -> None:
+    """Put a history into a world; what a move concerns is decided when it happens."""
+    at_ns = START_NS
+
+    def move(kind: str, which: int, times: int) -> None:
+        living = [producer for producer in world.producers if not producer.gone]
+        if kind == "attach":
+            world.producers.append(world.attach(which % len(world.plans)))
+        elif living:
+            producer = living[which % len(living)]
+            if kind == "submit":
+                for _ in range(times):
+                    if producer.submit(flags=ASYNC * (which % 2)) is None:
+                        producer.collect()
+            elif kind == "withdraw" and producer.outstanding:
+                producer.withdraw(producer.outstanding[which % len(producer.outstanding)])
+            elif kind == "collect":
+                producer.collect()
+            elif kind == "leave" and which % 3 == 0:
+                world.leave(producer)
+
+    for gap_ns, kind, which, times in history:
+        at_ns += gap_ns
+        world.at(at_ns, lambda k=kind, w=which, t=times: move(k, w, t))
+
+
+def check_outcomes(world: World) -> None:
+    """I2 and I3: every call exactly one outcome, its own; and the statistics know them all."""
+    for call in world.calls.values():
+        if call.producer.gone or call.withdrawn is not None:
+            assert call.withdrawn in (None, CANCELLED, ABANDONED, DONE)
+            assert (call.withdrawn == CANCELLED) <= (call.batch is None)
+            continue
+        assert call.batch is not None
+        if call.batch.error is not None:
+            assert type(call.outcome) is type(call.batch.error)
+            assert str(call.outcome) == str(call.batch.error)
+        elif world.item_fails(call.number):
+            assert repr(call.outcome) == f"ValueError({call.number})"
+        else:
+            assert call.outcome == 10 * call.number
+    outcomes = [
+        call.outcome for call in world.calls.values() if isinstance(call.outcome, Exception)
+    ]
+    assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
+    for number, function in enumerate(world.functions):
+        mine = [each for each in world.executions if each.function == number]
+        seen = function.statistics.snapshot()
+        assert seen["calls_done"] == sum(len(each.calls) for each in mine)
+        assert seen["batch_sizes"] == {
+            str(size): times for size, times in Counter(len(each.calls) for each in mine).items()
+        }
+        assert seen["sealed"] == {
+            reason.value: sum(each.reason is reason for each in mine) for reason in SealReason
+        }
+        assert seen["calls_failed"] == sum(
+            len(each.calls)
+            if each.error is not None
+            else sum(world.item_fails(call.number) for call in each.calls)
+            for each in mine
+        )
+
+
+def check_turns(world: World) -> None:
+    """I5: a waiting call is passed over by at most its place in line plus one of each other's."""
+    for call in world.calls.values():
+        if call.batch is None or call.withdrawn is not None:
+            continue
+        mine = world.executions.index(call.batch)
+        earlier = [
+            each
+            for each in world.executions[:mine]
+            if each.function == call.producer.function_number and each.at_ns > call.at_ns
+        ]
+        place = sum(other.producer is call.producer for each in earlier for other in each.calls)
+        others = Counter(
+            id(other.producer)
+            for each in earlier
+            for other in each.calls
+            if other.producer is not call.producer
+        )
+        assert all(passed <= place + 1 for passed in others.values()), "I5"
+
+
+@settings(max_examples=500, deadline=None)
+@given(chosen=st.lists(plans, min_size=1, max_size=3), history=moves)
+def test_i1_to_i7_hold_for_any_history(
+    chosen: list[Plan], history: list[tuple[int, str, int, int]]
+) -> None:
+    """The world checks I1, I2, I4, I5 and I6 at every launch and every sleep."""
+    world = World(*chosen)
+    play(world, history)
+
+    world.run()
+
+    check_outcomes(world)
+    check_turns(world)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chosen=st.lists(plans, min_size=1, max_size=2),
+    history=moves,
+    bad_batch=st.integers(1, 5),
+    bad_item=st.integers(1, 5),
+)
+def test_i7_a_function_that_fails_at_times_changes_nothing_for_the_others(
+    chosen: list[Plan], history: list[tuple[int, str, int, int]], bad_batch: int, bad_item: int
+) -> None:
+    world = World(*chosen)
+    world.item_fails = lambda number: number % bad_item == 0
+
+    def fails(execution: Execution) -> Exception | None:
+        first = execution.calls[0].number
+        return LookupError(f"batch of {first}") if first % bad_batch == 0 else None
+
+    world.fails = fails
+    play(world, history)
+
+    world.run()
+
+    check_outcomes(world)
+    check_turns(world)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    history=moves, when=st.integers(0, 59), word=st.integers(0, 2**32 - 1), slot=st.integers(0, 3)
+)
+def test_i7_a_producer_that_scribbles_is_disconnected_and_nobody_else_notices(
+    history: list[tuple[int, str, int, int]], when: int, word: int, slot: int
+) -> None:
+    """One producer overwrites a word of its own segment at any moment of any history."""
+    world = World(Plan(max_batch_size=3, wait_ns=MS, duration_ns=MS, producers=2, slots=4))
+    world.strict = False
+    hostile = world.producers[0]
+    hostile.gone = True  # for everybody's bookkeeping: its outcomes are nobody's business
+
+    def scribble() -> None:
+        offsets = [layout.TAIL, layout.WITHDRAWN, layout.COMPLETIONS, layout.INDICES + 4 * slot]
+        offsets += [hostile.wire.state_offset(slot)] * 4
+        hostile.wire.write(offsets[word % len(offsets)], word)
+
+    def hostile_submit() -> None:
+        if not hostile.closed:
+            hostile.submit()
+
+    for i in range(0, 60, 3):
+        world.at(START_NS + i * MS, hostile_submit)
+    world.at(START_NS + when * MS, scribble)
+    play(world, history)
+
+    world.run()
+
+    assert world.disconnected in ([], [hostile])
+    for call in world.calls.values():
+        if not call.producer.gone and call.withdrawn is None:
+            assert call.outcome == 10 * call.number
+
+
+# ---- two batches in flight ----
+
+
+class LateEvent:
+    """Computes and copies only when it is waited for, as late as any device may."""
+
+    def __init__(self, device: Slow, number: int, result: Any) -> None:
+        self._device = device
+        self._number = number
+        self._compute, self._host = result
+
+    def wait(self) -> None:
+        self._device.log.append(f"wait {self._number}")
+        if self._device.breaks(self._number):
+            raise RuntimeError(f"device broke in batch {self._number}")
+        self._host[...] = self._compute()
+
+
+class Slow(Cpu):
+    """A device of two batches: nothing is computed, and no input read, before the event."""
+
+    depth = 2
+
+    def __init__(self, breaks: Callable[[int], bool] = lambda number: False) -> None:
+        self.log: list[str] = []
+        self.batches = 0
+        self.breaks = breaks
+        self.to_device = self._to_device
+        self.to_host = self._to_host
+
+    def _to_device(self, staged: Any) -> Any:
+        return staged  # read when the event happens, and not before
+
+    def _to_host(self, compute: Any) -> Any:
+        self.batches += 1
+        self.log.append(f"launch {self.batches}")
+        rows = compute.rows
+        host = np.full((rows, 2), -1.0)
+        return host, LateEvent(self, self.batches, (compute, host))
+
+
+class Doubling:
+    """What the function of a slow device returns: its result, some time."""
+
+    def __init__(self, stack: Any) -> None:
+        self.rows = len(stack)
+        self._stack = stack
+
+    def __call__(self) -> Any:
+        return self._stack * 2
+
+
+VECTORS = signature(array("float64", 2), result=array("float64", 2))
+
+
+def slow_world(device: Slow, plan: Plan, body: Callable[..., Any] = Doubling) -> World:
+    world = World(plan, device=device, signature=VECTORS, body=body)
+    world.strict = False
+    return world
+
+
+def submit_vectors(world: World, count: int, at_ns: int = START_NS) -> list[Call]:
+    calls: list[Call] = []
+
+    def submit() -> None:
+        call = world.producers[0].submit(values=(np.array([len(calls), 0.5]),))
+        assert call is not None
+        calls.append(call)
+
+    for _ in range(count):
+        world.at(at_ns, submit)
+    return calls
+
+
+def doubled(calls: list[Call]) -> bool:
+    return all(np.array_equal(call.outcome, [2.0 * i, 1.0]) for i, call in enumerate(calls))
+
+
+def finish(world: World) -> None:
+    for producer in world.producers:
+        producer.waiting.clear()  # launches of a device are not the world's to see
+    world.run()
+
+
+def test_a_batch_is_launched_before_the_one_in_front_of_it_is_completed() -> None:
+    device = Slow()
+    world = slow_world(device, Plan(max_batch_size=2, wait_ns=0, slots=16))
+    calls = submit_vectors(world, 8)
+
+    finish(world)
+
+    assert doubled(calls)
+    assert device.log == [
+        *("launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "launch 4"),
+        *("wait 3", "wait 4"),
+    ]
+
+
+def test_a_lone_batch_is_completed_without_waiting_for_another() -> None:
+    device = Slow()
+    world = slow_world(device, Plan(max_batch_size=2, wait_ns=0))
+    calls = submit_vectors(world, 1)
+    later = submit_vectors(world, 1, START_NS + 100 * MS)
+    world.at(START_NS + 50 * MS, lambda: device.log.append("50 ms"))
+
+    finish(world)
+
+    assert doubled(calls)
+    assert doubled(later)
+    assert device.log == ["launch 1", "wait 1", "50 ms", "launch 2", "wait 2"]
+
+
+def test_a_device_that_breaks_breaks_only_the_batch_it_broke_in() -> None:
+    device = Slow(breaks=lambda number: number == 2)
+    world = slow_world(device, Plan(max_batch_size=2, wait_ns=0))
+    calls = submit_vectors(world, 6)
+
+    finish(world)
+
+    for i, call in enumerate(calls):
+        if i in (2, 3):
+            assert repr(call.outcome) == "RuntimeError('device broke in batch 2')"
+        else:
+            assert np.array_equal(call.outcome, [2.0 * i, 1.0])
+
+
+def test_a_function_that_raises_on_a_device_has_no_event_to_wait_for() -> None:
+    device = Slow()
+
+    def body(stack: Any) -> Any:
+        if stack[0, 0] == 2:
+            raise LookupError("third")
+        return Doubling(stack)
+
+    world = slow_world(device, Plan(max_batch_size=2, wait_ns=0), body)
+    calls = submit_vectors(world, 6)
+
+    finish(world)
+
+    assert [type(call.outcome) for call in calls] == [np.ndarray] * 2 + [LookupError] * 2 + [
+        np.ndarray
+    ] * 2
+    assert "launch 3" not in device.log
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+def test_what_an_async_function_returns_comes_from_the_device_too(suspends: bool) -> None:
+    device = Slow()
+
+    async def body(stack: Any) -> Any:
+        if suspends:
+            await asyncio.sleep(0)
+        return Doubling(stack)
+
+    world = slow_world(device, Plan(max_batch_size=2, wait_ns=0, is_async=True), body)
+    calls = submit_vectors(world, 4)
+
+    finish(world)
+
+    assert doubled(calls)
+    assert device.log == ["launch 1", "wait 1", "launch 2", "wait 2"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    bursts=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=12),
+    max_batch_size=st.integers(1, 4),
+    wait_ms=st.integers(0, 3),
+)
+def test_nothing_is_read_before_its_event_for_any_history(
+    bursts: list[tuple[int, int]], max_batch_size: int, wait_ms: int
+) -> None:
+    """Results are -1 and staging may be overwritten until a batch's event has been waited for."""
+    device = Slow()
+    world = slow_world(device, Plan(max_batch_size, wait_ms * MS, slots=128))
+    rounds = []
+    at_ns = START_NS
+    for gap_ms, times in bursts:
+        at_ns += gap_ms * MS
+        rounds.append(submit_vectors(world, times, at_ns))
+
+    finish(world)
+
+    assert all(doubled(calls) for calls in rounds)
+    in_flight = 0
+    for entry in device.log:
+        in_flight += 1 if entry.startswith("launch") else -1
+        assert 0 <= in_flight <= 2
+    waits = [int(entry.split()[1]) for entry in device.log if entry.startswith("wait")]
+    assert waits == sorted(waits)
+
+
+# ---- whatever a function does ----
+
+
+class Rude:
+    """A result that raises when somebody looks what it is."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise LookupError("look away")
+
+
+class Liar(list[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Any:
+        return iter([1, 2, 3])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        (lambda: [][1], "IndexError"),
+        (lambda: (_ for _ in ()).throw(SystemExit(3)), "SystemExit"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "KeyboardInterrupt"),
+        (lambda: next(iter(())), "StopIteration"),
+        (lambda: None, "BatchResultError"),
+        (lambda: [1, 2], "BatchResultError"),
+        (Rude, "LookupError"),
+        (lambda: [Rude()], "LookupError"),
+        (lambda: Liar([1]), "Error"),
+    ],
+)
+def test_the_executor_survives_whatever_a_function_does(
+    body: Callable[[], Any], seen: str, is_async: bool
+) -> None:
+    """And serves the next batch as if nothing had been."""
+    runs = []
+
+    def function(xs: list[int], ys: list[int]) -> Any:
+        runs.append(xs)
+        return body() if len(runs) == 1 else [7]
+
+    async def coroutine(xs: list[int], ys: list[int]) -> Any:
+        return function(xs, ys)
+
+    world = World(
+        Plan(max_batch_size=1, wait_ns=0, is_async=is_async),
+        body=coroutine if is_async else function,
+    )
+    world.strict = False
+    submitting(world, [0, 1])
+
+    finish(world)
+
+    first, second = (world.calls[number].outcome for number in (1, 2))
+    assert isinstance(first, Exception)
+    if not (is_async and seen == "StopIteration"):  # RuntimeError, as Python has it
+        assert seen in f"{type(first).__name__}: {first}"
+    assert second == 7
+
+
+def test_inputs_that_a_function_keeps_or_changes_are_its_own_affair() -> None:
+    kept: list[Any] = []
+
+    def body(xs: list[int], ys: list[int]) -> list[int]:
+        kept.append((list(xs), xs, ys))
+        result = [x + 1 for x in xs]
+        xs.clear()
+        ys.append(3)
+        return result
+
+    world = World(Plan(max_batch_size=2, wait_ns=0), body=body)
+    world.strict = False
+    submitting(world, [0, 1, 2])
+
+    finish(world)
+
+    assert [world.calls[number].outcome for number in (1, 2, 3)] == [2, 3, 4]
+    assert [before for before, _, _ in kept] == [[1], [2], [3]]
+
+
+def test_a_function_may_return_its_input_stack() -> None:
+    world = World(Plan(max_batch_size=4, wait_ns=0), signature=VECTORS, body=lambda stack: stack)
+    world.strict = False
+    calls = submit_vectors(world, 10)
+
+    finish(world)
+
+    assert all(np.array_equal(call.outcome, [i, 0.5]) for i, call in enumerate(calls))
+
+
+# ---- waking ----
+
+
+def test_those_who_sleep_are_woken_and_nobody_else() -> None:
+    world = World(Plan(max_batch_size=4, wait_ns=0, producers=5))
+    on_slot, on_completions, in_loop, asynchronous, busy = world.producers
+    for producer in world.producers:
+        world.at(START_NS, lambda p=producer: p.submit(flags=ASYNC * (p is asynchronous)))
+
+    def fall_asleep() -> None:
+        on_slot.wire.producer.arm(on_slot.outstanding[0].ticket, WAITER)
+        on_completions.wire.producer.join_completions(THREAD)
+        in_loop.wire.producer.join_completions(LOOP)
+
+    world.at(START_NS, fall_asleep)
+
+    world.run()
+
+    assert [producer.woken for producer in world.producers] == [1, 1, 0, 0, 0]
+    assert [producer.heard for producer in world.producers] == [0, 0, 1, 1, 0]
+    assert busy.woken == 0
+
+
+def test_who_sleeps_for_a_slot_hears_of_slots_that_were_cancelled() -> None:
+    world = World(Plan(max_batch_size=4, wait_ns=1000 * MS, slots=1))
+    producer = world.producers[0]
+    submitting(world, [0])
+
+    def cancel() -> None:
+        producer.wire.producer.join_completions(THREAD)
+        producer.withdraw(world.calls[1])
+
+    world.at(START_NS + MS, cancel)
+    world.at(START_NS + 2 * MS, lambda: seen.append(producer.wire.producer.free_slots))
+    seen: list[int] = []
+
+    world.run()
+
+    assert producer.woken == 1
+    assert seen == [1]
+
+
+def test_producers_hear_how_many_of_them_are_active() -> None:
+    world = World(Plan(max_batch_size=4, wait_ns=0, producers=3))
+    submitting(world, [0, 6, 12, 18], producer=0)
+    submitting(world, [6, 12], producer=1)
+    seen: list[int] = []
+    for at_ms in (5, 13, 60):
+        world.at(
+            START_NS + at_ms * MS, lambda: seen.append(world.producers[2].wire.producer.active)
+        )
+    submitting(world, [50], producer=0)
+
+    world.run()
+
+    assert seen == [1, 2, 1]
+    assert world.active == 1
+
+
+# ---- draining and stopping ----
+
+
+def test_draining_refuses_new_calls_and_runs_those_that_were_published() -> None:
+    world = World(Plan(max_batch_size=2, wait_ns=1000 * MS, duration_ns=10 * MS))
+    producer = world.producers[0]
+    submitting(world, [0], repeat=5)
+    seen: list[Any] = []
+    ring = producer.wire.producer
+    world.at(START_NS + 15 * MS, lambda: seen.append(ring.status))
+    world.at(START_NS + 15 * MS, lambda: world.loop.post(world.loop.drain))
+    world.at(START_NS + 25 * MS, lambda: seen.append(ring.submit((0, 0), 0)))
+    world.at(START_NS + 25 * MS, lambda: seen.append(ring.status))
+
+    world.strict = False
+    world.run()
+
+    assert seen == [OPEN, SUBMIT_CLOSED, DRAINING]
+    assert ring.status == CLOSED
+    assert [world.calls[number].outcome for number in range(1, 6)] == [10, 20, 30, 40, 50]
+
+
+def test_a_producer_that_attaches_to_a_draining_executor_is_told_so() -> None:
+    world = World(Plan(max_batch_size=2, wait_ns=0, duration_ns=10 * MS))
+    submitting(world, [0], repeat=5)
+    late: list[Producer] = []
+    world.at(START_NS + MS, lambda: world.loop.post(world.loop.drain))
+    world.at(START_NS + 12 * MS, lambda: late.append(world.attach(0)))
+
+    world.strict = False
+    world.run()
+
+    assert late[0].wire.producer.status == CLOSED
+    assert late[0].submit() is None
+
+
+def test_stopping_ends_the_loop_after_the_batch_in_progress() -> None:
+    world = World(Plan(max_batch_size=2, wait_ns=1000 * MS, duration_ns=10 * MS))
+    producer = world.producers[0]
+    submitting(world, [0], repeat=5)
+    world.at(START_NS + MS, lambda: world.loop.post(world.loop.stop))
+
+    with pytest.raises(AssertionError, match="no outcome"):
+        world.run()
+
+    assert [world.calls[number].outcome for number in (1, 2)] == [10, 20]
+    assert len(producer.outstanding) == 3
+    assert producer.wire.producer.status == CLOSED
+
+
+def test_draining_without_work_ends_at_once() -> None:
+    world = World(Plan(), Plan(is_async=True))
+
+    world.run()
+
+    assert world.now_ns == START_NS
+
+
+def test_an_error_of_the_function_reaches_each_caller_in_an_exception_of_its_own() -> None:
+    world = World(Plan(max_batch_size=3, wait_ns=0))
+    world.fails = lambda execution: BatchResultError("broken")
+    submitting(world, [0], repeat=3)
+
+    world.run()
+
+    outcomes = [world.calls[number].outcome for number in (1, 2, 3)]
+    assert {str(outcome) for outcome in outcomes} == {"broken"}
+    assert len({id(outcome) for outcome in outcomes}) == 3
