@@ -112,6 +112,7 @@ class ServedFunction:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
         batch = run.batch
+        count = batch.count
         if self._to_host is not None:
             self._fetch(run, self._to_host)
         if run.error is None:
@@ -121,10 +122,11 @@ class ServedFunction:
                 failed = self._delivery.raised(batch, error)
         else:
             failed = self._delivery.raised(batch, run.error)
-        self.statistics.count(batch.count, failed, run.reason)
+        wakes = batch.complete()
+        # The callers have their results; now what can wait.
+        self.statistics.count(count, failed, run.reason)
         run.value = run.error = run.event = None
         run.done = False
-        wakes = batch.complete()
         self.expects_calls = True
         self.idle.append(run)
         return wakes

@@ -96,9 +96,9 @@ def test_arguments_of_wrong_count_or_name(
         (
             -(2**63) - 1,
             errors.InputValueError,
-            "an int from -2**63 to 2**63 - 1, got int -9223372",
+            "an int from -2**63 to 2**63 - 1, got int -92",
         ),
-        (10**400, errors.InputValueError, "an int from -2**63 to 2**63 - 1, got int of 1329 bits"),
+        (10**400, errors.InputValueError, "an int from -2**63 to 2**63 - 1, got int of 1329"),
     ],
 )
 def test_ints_that_are_none(values: Served, value: Any, kind: type[Exception], fact: str) -> None:
@@ -390,7 +390,7 @@ def test_an_address_that_is_none(address: str) -> None:
 
 @pytest.mark.parametrize("timeout", ["1", math.nan, True])
 def test_a_timeout_that_is_none(timeout: Any) -> None:
-    with pytest.raises(errors.ConfigError, match="timeout is .*; give seconds as a number"):
+    with pytest.raises(errors.ConfigError, match=r"timeout is .*; give seconds as a number"):
         shmbatch.connect("calls.add", timeout=timeout)
     with pytest.raises(errors.ConfigError, match="timeout is"):
         calls.add.with_options(timeout=timeout)
@@ -428,8 +428,8 @@ def test_a_producer_of_another_version_is_refused(adding: Served) -> None:
         assert reply == {
             "kind": "refused",
             "error": "VersionMismatch",
-            "message": "the executor of 'calls' speaks version 1 of the protocol and this producer "
-            "version 7; install one shmbatch in both",
+            "message": "the executor of 'calls' speaks version 1 of the protocol and this "
+            "producer version 7; install one shmbatch in both",
         }
         with pytest.raises(EOFError):
             control.receive(sock)
