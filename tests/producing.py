@@ -14,7 +14,10 @@ import numpy as np
 
 import shmbatch
 
-WAYS = ("remote", "threads", "spawn", "backwards", "map", "unordered", "gather", "map.aio", "loops")
+WAYS = (
+    *("remote", "threads", "spawn", "backwards"),
+    *("map", "unordered", "gather", "map.aio", "loops"),
+)
 
 
 def arguments(key: int) -> tuple[int, float, Any]:

@@ -124,6 +124,14 @@ def test_others_modules_are_imported_at_home_only(module: Module) -> None:
         assert home is None or module.name in home, f"{module.name} imports {name}"
 
 
+@each_module
+def test_torch_is_imported_by_name_when_it_is_needed(module: Module) -> None:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not any(name.partition(".")[0] == "torch" for name in named), module.name
+
+
 def test_every_home_is_lived_in() -> None:
     for name, homes in HOMES.items():
         for home in homes:
@@ -175,9 +183,11 @@ def loaded(*statements: str) -> str:
     return result.stdout.strip()
 
 
-def test_importing_the_package_loads_nothing_slow() -> None:
-    assert loaded("import shmbatch") == "[]"
-    assert loaded("import shmbatch", "before = set(sys.modules)", "shmbatch.errors") == "[]"
+def test_importing_the_package_loads_nothing_slow_and_nothing_of_its_own() -> None:
+    ours = "print(sorted(name for name in sys.modules if name.startswith('shmbatch')))"
+    names, slow = loaded("import shmbatch", ours).splitlines()
+    assert names == "['shmbatch', 'shmbatch.errors']"
+    assert slow == "[]"
 
 
 def test_all_public_names_together_load_neither_torch_nor_asyncio() -> None:

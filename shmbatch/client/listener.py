@@ -177,7 +177,7 @@ def _wake(waiter: _Waiter) -> None:
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: object, argument: object) -> None:
-    """Run ``function(argument)`` in *loop*; at once if that runs us, not at all if it is closed."""
+    """Run ``function(argument)`` in *loop*: at once if it runs us, not at all if it is closed."""
     try:
         running = asyncio.get_running_loop()
     except RuntimeError:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shmbatch.executor")
 
+# What `turn` returns instead of a time.
+NOW_NS = 0
+IDLE_NS = 1
+
 _MANY = 1 << 20  # calls; more than fit into all the rings that matter
 _ACTIVE_EVERY_NS = 5_000_000  # how often producers are told how many are active
 _ACTIVE_FOR_NS = 20_000_000  # a producer that called within this time is active
@@ -113,6 +117,7 @@ class Loop:
         """Serve until drained or stopped."""
         poller = self._poller
         seen = poller.bell.look()  # SYNC bell: always before the rings are looked at
+        spun = False
         while True:
             while self._commands:
                 self._commands.popleft()()
@@ -121,25 +126,35 @@ class Loop:
             until_ns = self.turn(now_ns())
             if self._events is not None and self._in_flight():
                 seen = poller.wait_in_loop(self._events, seen, until_ns, self._missing)
-            elif until_ns == 0:
+            elif until_ns == NOW_NS:
                 seen = poller.bell.look()
+            elif until_ns == IDLE_NS:
+                # Whoever has just got a result may call again at once: before looking at the
+                # rings for nothing, spin. If that is in vain, the next turn says how to park.
+                word = poller.spin(seen, NEVER_NS)
+                spun = word == seen
+                seen = word
             elif self._draining and until_ns == NEVER_NS:
                 break
             else:
-                seen = poller.wait(seen, until_ns, self._missing)
+                word = seen if spun else poller.spin(seen, until_ns)
+                seen = word if word != seen else poller.park(seen, until_ns, self._missing)
+                spun = False
         self._tell(CLOSED)
 
     def turn(self, at_ns: int) -> int:
-        """Do what can be done now; return 0 if something was, else when something will be due.
+        """Do what can be done now; return when something will be due, `NEVER_NS` if nothing waits.
 
-        `NEVER_NS`: nothing waits.
+        Where something was done: `NOW_NS` if there may be more, `IDLE_NS` if no call is left.
         """
         chosen: ServedFunction | None = None
         until_ns = NEVER_NS
+        total = 0
         missing = _MANY
         for function in self._functions:
             inbox, batcher = function.inbox, function.batcher
             waiting = inbox.drain(at_ns)
+            total += waiting
             batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining)
             if inbox.attention:
                 self._wake(inbox.pop_attention() or ())
@@ -161,8 +176,8 @@ class Loop:
                 continue
             missing = min(missing, batcher.missing)
         self._missing = missing
-        launched = chosen is not None and chosen.launch()
-        completed = False
+        launched = chosen.launch() if chosen is not None else 0
+        completed = in_flight = False
         for function in self._functions:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
@@ -172,11 +187,12 @@ class Loop:
                 if wakes:
                     self._wake(wakes)
                 completed = True
+            in_flight = in_flight or bool(flights)
         if chosen is None and not completed:
             return until_ns
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
             self._tell_active(at_ns)
-        return 0
+        return IDLE_NS if launched == total and not in_flight else NOW_NS
 
     def _in_flight(self) -> bool:
         return any(function.flights for function in self._functions)

@@ -36,32 +36,34 @@ class Poller:
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
 
-    def wait(self, seen: int, until_ns: int, calls: int) -> int:
-        """Return what the bell reads when that is not *seen*, or at *until_ns*, or a slice later.
+    def spin(self, seen: int, until_ns: int) -> int:
+        """Return what the bell reads: at once where spinning does not pay, else when it is not
+        *seen*, at *until_ns*, or when the time to spin is over.
 
-        The word is to be looked at before the rings are: what was rung for it is in them.
+        Look at the rings only after this: what was rung for the word is in them.
+        """
+        spin_ns = self._spinning.spin_ns
+        return self.bell.spin(seen, spin_ns, until_ns) if spin_ns else self.bell.look()
+
+    def park(self, seen: int, until_ns: int, calls: int) -> int:
+        """Sleep while the bell reads *seen*, until *until_ns* at most; return what it reads.
 
         Args:
             calls: sleep on while fewer calls than this have been published.
         """
-        spinning = self._spinning
-        if spinning.spin_ns:
-            word = self.bell.spin(seen, spinning.spin_ns, until_ns)
-            if word != seen:
-                return word
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
         if timeout_ns > 0 and self.bell.arm(seen, PARKED, calls):
             try:
                 self._transport.park(seen | PARKED, timeout_ns)
             finally:
                 self.bell.disarm()
-            spinning.parked(won=self.bell.spins_won, active=self.active)
+            self._spinning.parked(won=self.bell.spins_won, active=self.active)
         return self.bell.look()
 
     def wait_in_loop(
         self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int, calls: int
     ) -> int:
-        """As `wait`, running *loop* meanwhile; its `stop` ends the wait too."""
+        """As `park`, running *loop* meanwhile; its `stop` ends the wait too."""
         timeout_ns = min(SLICE_NS, until_ns - now_ns())
         if timeout_ns <= 0 or not self.bell.arm(seen, POLLING, calls):
             loop.call_soon(loop.stop)  # one round, so that tasks get on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..contract.batching import slot_capacity
 from ..contract.definition import Definition
@@ -66,11 +66,9 @@ class ServedFunction:
         self._to_host = device.to_host
         self._function = device.wrap(definition.function)
         self._runner: AsyncRunner | None = None
-        self._start = self._start_sync
         if is_async:
             assert loop is not None, "async functions need an event loop"
             self._runner = AsyncRunner(self._function, loop)
-            self._start = self._runner.start
         self._delivery = Delivery(address, signature.result, self.layout.error_nbytes)
         # As many as can be in flight; a function with none left cannot launch.
         self.idle = [
@@ -88,25 +86,31 @@ class ServedFunction:
                 self.batcher.max_batch_size,
             )
 
-    def launch(self) -> bool:
-        """Seal a batch and start it; False if all its calls were cancelled just now.
+    def launch(self) -> int:
+        """Seal a batch and start it; return its size, 0 if all its calls were cancelled just now.
 
         A synchronous function on the CPU has run when this returns.
         """
         run = self.idle.pop()
         batcher = self.batcher
-        if not self.inbox.take(run.batch, batcher.max_batch_size):
+        size = self.inbox.take(run.batch, batcher.max_batch_size)
+        if not size:
             self.idle.append(run)
-            return False
+            return 0
         run.reason = batcher.sealed()
         self.flights.append(run)
         try:
-            self._start(run, self._staging.gather(run.batch))
+            inputs = self._staging.gather(run.batch)
+            if self._runner is None:
+                run.value = self._function(*inputs)
+                run.done = True
+            else:
+                self._runner.start(run, inputs)
             if run.done and self._to_host is not None:
                 run.value, run.event = self._to_host(run.value)
         except BaseException as error:  # whatever it is, even SystemExit, the callers get it
             run.raised(error)
-        return True
+        return size
 
     def complete(self) -> list[Wake] | None:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
@@ -135,10 +139,6 @@ class ServedFunction:
         """End what the runner still awaits. Idempotent."""
         if self._runner is not None:
             self._runner.close()
-
-    def _start_sync(self, run: Run, inputs: list[Any]) -> None:
-        run.value = self._function(*inputs)
-        run.done = True
 
     def _fetch(self, run: Run, to_host: ToHost) -> None:
         """Wait until the results are on the host."""

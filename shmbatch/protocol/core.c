@@ -1383,9 +1383,10 @@ batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
         return NULL;
     }
     Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
-    bool fits = view.len >= nbytes;
+    Py_ssize_t room = view.len;
+    bool fits = room >= nbytes;
     if (!fits) {
-        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", view.len, nbytes);
+        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", room, nbytes);
     } else if (nbytes >= RELEASE_GIL_NBYTES) {
         Py_BEGIN_ALLOW_THREADS
         batch_copy(self, number, view.buf, false);
@@ -1394,7 +1395,11 @@ batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
         batch_copy(self, number, view.buf, false);
     }
     PyBuffer_Release(&view);
-    return fits ? PySequence_GetSlice(PyTuple_GetItem(pair, 1), 0, self->count) : NULL;
+    if (!fits) {
+        return NULL;
+    }
+    PyObject *rows = PyTuple_GetItem(pair, 1);
+    return room == nbytes && nbytes > 0 ? Py_NewRef(rows) : PySequence_GetSlice(rows, 0, self->count);
 }
 
 /* gather(buffers) -> list: the inputs of all rows, one item a column: a list of the values of a

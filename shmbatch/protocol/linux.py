@@ -7,9 +7,11 @@ futexes, so park and wake need nothing but the core's own system calls.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +23,14 @@ from .transport import Offer
 def _create(name: str, nbytes: int) -> int:
     """Return a memfd of *nbytes* zeroed, backed bytes whose size can never change again.
 
-    ``posix_fallocate`` makes a lack of memory an OSError now instead of a SIGBUS later.
+    ``posix_fallocate`` makes a lack of memory an OSError now instead of a SIGBUS later. But where
+    nothing limits this process it takes all memory there is, and the kernel kills somebody.
+
+    Raises:
+        OSError: there is no memory for it, or no descriptor.
     """
+    if nbytes > _available_nbytes():
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, nbytes)
@@ -33,6 +41,15 @@ def _create(name: str, nbytes: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _available_nbytes() -> int:
+    """What the machine can give without taking it from somebody."""
+    with open("/proc/meminfo", "rb") as file:  # noqa: PTH123 - no pathlib in a producer
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize  # a kernel that does not say
 
 
 def _map(fd: int, nbytes: int) -> mmap.mmap:

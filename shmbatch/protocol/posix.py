@@ -66,8 +66,9 @@ class PosixSegment:
         self._bell_fd = bell_fd
         self._bell_name = bell_name
         self._semaphores: list[posix_ipc.Semaphore] = []
-        self._named = True
+        self._named = False
         self._fd = _create_memory(nbytes)
+        self._named = True
         try:
             self.memory = _map(self._fd, nbytes)
             for _ in range(capacity + 1):  # the last one is for completions

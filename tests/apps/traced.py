@@ -1,4 +1,4 @@
-# ruff: noqa: F722, F821, UP037 - jaxtyping reads these strings
+# ruff: noqa: F722 - jaxtyping reads these strings
 """Functions whose results tell what they were given, in which batch, and at which index of it."""
 
 from __future__ import annotations

@@ -116,9 +116,10 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals)
 def test_a_killed_executor_leaves_a_name_that_the_next_one_takes(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
     with executor(file) as process:
+        assert shmbatch.connect("served.double").remote(1) == 2
         process.kill()
         ended(process)
-    with executor(file):
+    with executor(file):  # and who connects now does not get the dead one's connection
         assert shmbatch.connect("served.double").remote(1) == 2
         shmbatch.stop("served")
 
@@ -189,3 +190,22 @@ def test_an_executor_drains_when_its_supervisor_is_gone(tmp_path: Path) -> None:
         os.close(theirs)
         assert waiting.get(timeout=60) == 3
         assert ended(process) == 0
+
+
+def test_more_slots_than_there_is_memory_for_are_refused_and_others_go_on(tmp_path: Path) -> None:
+    greedy = """
+    import numpy as np
+    from jaxtyping import UInt8
+
+    @app.function()
+    @shmbatch.batched(max_batch_size=1, wait_ms=0, slots=131_072)
+    def greedy(xs: UInt8[np.ndarray, "batch 16777216"]) -> list[int]:
+        return [0 for _ in xs]
+    """
+    with executor(written(tmp_path, "served.py", SERVED, greedy)):
+        with pytest.raises(shmbatch.errors.HandshakeError) as caught:
+            shmbatch.connect("served.greedy")
+        assert "has no room for 131072 slots (2199" in str(caught.value)
+        assert "Cannot allocate memory; give the function fewer with slots=" in str(caught.value)
+        assert shmbatch.connect("served.double").remote(1) == 2
+        shmbatch.stop("served")

@@ -19,7 +19,7 @@ from shmbatch import errors
 from tests import processes
 from tests.processes import PATIENCE_S, Gate, Program, Served
 
-# Makes calls of every kind, checks every result, prints a line for each hundred; says what ended it.
+# Makes calls of every kind, checks results, prints a line for each hundred; says what ended it.
 CALLER = """
 import asyncio, itertools, sys, shmbatch
 name, number = sys.argv[1], int(sys.argv[2])
@@ -64,7 +64,7 @@ def swept(name: str) -> None:
     """Nobody serves *name*, and asking removes what a killed executor left in the directory."""
     with pytest.raises(errors.ExecutorNotFound):
         shmbatch.stop(name)
-    assert not [each for each in os.listdir(os.environ["SHMBATCH_DIR"]) if each.startswith(name)]
+    assert not list(Path(os.environ["SHMBATCH_DIR"]).glob(f"{name}*"))
 
 
 def cycle(number: int, transport: str) -> None:
