@@ -52,7 +52,7 @@ bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
 
 soak: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m soak $(ARGUMENTS)
+	$(VENV)/bin/python -m pytest -m soak -o timeout=3600 $(ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info shmbatch/protocol/*.so

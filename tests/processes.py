@@ -302,12 +302,16 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
 
 def children() -> set[int]:
     """The children of this process, zombies among them."""
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set(map(int, (task / "children").read_text().split()))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # a thread that has just ended
+    # Not /proc/.../children: that may leave some out while others end.
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                status = (entry / "stat").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            if int(status.rpartition(b")")[2].split()[1]) == os.getpid():
+                found.add(int(entry.name))
     return found
 
 

@@ -26,7 +26,6 @@ class Running:
         self._transport = transport
         self._child: subprocess.Popen[bytes] | None = None
         self._private = ""
-        self._lifeline = -1
         self._outer_wait: str | None = None
         self._outer_name: str | None = None
 
@@ -40,24 +39,25 @@ class Running:
             raise errors.ConfigError(f"app {self._app!r} runs already in this context")
         self._private = f"run-{secrets.token_hex(6)}"
         ready_out, ready_in = os.pipe()
-        lifeline_out, self._lifeline = os.pipe()
+        # Not a pipe: a fork of ours would keep its other end open after our death.
+        lifeline = os.pidfd_open(os.getpid())
         try:
             self._child = subprocess.Popen(
-                self._command(ready_in, lifeline_out),
-                pass_fds=(ready_in, lifeline_out),
+                self._command(ready_in, lifeline),
+                pass_fds=(ready_in, lifeline),
                 stdin=subprocess.DEVNULL,
                 # A Ctrl-C is for us; the executor drains when we leave.
                 start_new_session=True,
             )
         finally:
             os.close(ready_in)
-            os.close(lifeline_out)
+            os.close(lifeline)
             if self._child is None:
                 os.close(ready_out)
-                os.close(self._lifeline)
         try:
             with os.fdopen(ready_out, "rb") as pipe:
-                self._check(pipe.read())
+                # One line, not all: a child that the file started may hold the other end.
+                self._check(pipe.readline())
         except BaseException:
             self._end()
             raise
@@ -114,7 +114,6 @@ class Running:
             return
         if child.poll() is None:
             child.terminate()
-        os.close(self._lifeline)
         if child.wait() != 0:
             names.sweep()  # it was killed, and could not remove its own
         pool.forget(self._private)

@@ -66,12 +66,13 @@ def command(
         nonlocal ready_fd
         if ready_fd is not None:
             with os.fdopen(ready_fd, "w") as pipe:
-                json.dump(message, pipe)
+                pipe.write(json.dumps(message) + "\n")
             ready_fd = None
 
     def load() -> Sequence[Definition]:
         app = find_app(load_file(file), app_name)
         serving(app.name)
+        serving(served)
         if not app.definitions:
             raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
         return list(app.definitions.values())

@@ -23,7 +23,9 @@ def stop(app: str, *, now: bool = False) -> None:
         ExecutorNotFound: nobody serves *app*.
     """
     with _asked(app, {"kind": "stop", "now": now}) as (_, pidfd):
-        select.select([pidfd], [], [])
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll()
     names.sweep()
 
 
@@ -36,8 +38,9 @@ def statistics(app: str) -> dict[str, Any]:
     Raises:
         ExecutorNotFound: nobody serves *app*.
     """
-    with _asked(app, {"kind": "statistics"}) as (sock, _):
+    with _asked(app, {"kind": "statistics"}) as (sock, pidfd):
         try:
+            control.wait_for_message(sock, pidfd)
             message, _ = control.receive(sock)
         except (EOFError, OSError):
             raise ExecutorNotFound(f"the executor of {app!r} has just stopped") from None
@@ -52,7 +55,13 @@ def _asked(app: str, message: dict[str, Any]) -> Iterator[tuple[socket.socket, i
         try:
             sock.connect(str(names.socket_path(names.resolve(app))))
             pidfd = control.peer_pidfd(sock)
-            control.send(sock, message)
+            try:
+                if control.is_gone(sock, pidfd):  # a child of the dead executor still listens
+                    raise EOFError
+                control.send(sock, message)
+            except BaseException:
+                os.close(pidfd)
+                raise
         except (FileNotFoundError, ConnectionRefusedError, EOFError, ConnectionError):
             names.sweep()
             raise ExecutorNotFound(f"no executor serves {app!r}") from None

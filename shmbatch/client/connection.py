@@ -360,6 +360,7 @@ def connect(
             ConnectionRefusedError,  # nobody listens any more
             BlockingIOError,  # its queue of connections is full
             ConnectionResetError,
+            BrokenPipeError,
             EOFError,
         ):
             sock.close()
@@ -398,6 +399,11 @@ def _greet(
             "signature": None if signature is None else signature.to_message(),
         },
     )
+    pidfd = control.peer_pidfd(sock)
+    try:
+        control.wait_for_message(sock, pidfd)
+    finally:
+        os.close(pidfd)
     reply, fds = control.receive(sock, max_fds=4)
     try:
         if reply["kind"] == "refused":

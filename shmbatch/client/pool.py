@@ -40,6 +40,8 @@ def connection_to(
     with connecting:
         connection = _connections.get(key)
         if connection is None or not _usable(connection):
+            if connection is not None and connection.dead:
+                connection.close()
             connection = connect(address, signature, deadline_ns, arrays=arrays, wait=mode)
             with _mutex:
                 _connections[key] = connection

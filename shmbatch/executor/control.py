@@ -82,7 +82,8 @@ class Control:
         app: the name that is served, for messages.
         functions: by name.
         stop: called with ``now`` when somebody asks the executor to stop.
-        supervisor_fd: when its other end closes, the executor drains; None for no supervisor.
+        supervisor_fd: a pidfd, or the end of a pipe: when that process dies or the other end
+            closes, the executor drains; None for no supervisor.
     """
 
     def __init__(
@@ -171,12 +172,9 @@ class Control:
                 elif fd == self._listener.fileno():
                     self._accept()
                 elif fd in self._watched:
-                    connection = self._watched[fd]
-                    try:
-                        self._hear(connection, fd)
-                    except Exception:  # a bug here must not make the executor deaf
-                        log.exception("lost producer %d", connection.pid)
-                        self._lost(connection)
+                    # No local name for the connection: it would keep the memory of a producer
+                    # that has left until the next event.
+                    self._hear(self._watched[fd], fd)
             while self._requests:
                 self._requests.popleft()()
 
@@ -207,9 +205,17 @@ class Control:
             self._poll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
 
     def _hear(self, connection: Connection, fd: int) -> None:
-        if fd == connection.pidfd:
+        try:
+            # Asked again: the event may be of an older pidfd that had the same number.
+            if fd != connection.pidfd:
+                self._receive(connection)
+            elif control.is_gone(connection.sock, connection.pidfd):
+                self._lost(connection)
+        except Exception:  # a bug here must not make the executor deaf
+            log.exception("lost producer %d", connection.pid)
             self._lost(connection)
-            return
+
+    def _receive(self, connection: Connection) -> None:
         try:
             message, fds = control.receive(connection.sock, wait=False)
             for extra in fds:

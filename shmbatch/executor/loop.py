@@ -166,7 +166,7 @@ class Loop:
                         chosen = function
                     continue
                 until_ns = min(until_ns, batcher.due_ns)
-            elif function.expects_calls and batcher.wait_ns:
+            elif function.expects_calls and batcher.wait_ns and not self._draining:
                 # Soon after a batch the next calls come by themselves. Looking again within
                 # wait_ms finds the first of them in time, so it need not wake us.
                 function.expects_calls = False

@@ -46,7 +46,7 @@ def serve(
         load: returns what to serve; called once the name is ours, so that a refused executor
             loads nothing.
         ready: called when producers can attach.
-        supervisor_fd: when its other end closes, the executor drains.
+        supervisor_fd: as of `Control`.
 
     Raises:
         NameTaken: a live executor has the name.

@@ -149,6 +149,27 @@ def is_gone(sock: socket.socket, pidfd: int | None, timeout: float | None = 0.0)
     return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
 
+def wait_for_message(sock: socket.socket, pidfd: int) -> None:
+    """Wait until a message has come, as long as the socket's timeout allows.
+
+    A child that the peer forked may hold the socket, even a listening one, so that nothing but
+    the pidfd says that nobody will ever answer.
+
+    Raises:
+        EOFError: the peer is dead, and no message has come.
+        TimeoutError: the socket's timeout passed.
+    """
+    poll = select.poll()
+    for fd in (sock.fileno(), pidfd):
+        poll.register(fd, select.POLLIN)
+    timeout = sock.gettimeout()
+    found = [fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)]
+    if not found:
+        raise TimeoutError("the peer does not answer")
+    if sock.fileno() not in found:
+        raise EOFError("the peer is dead")
+
+
 @contextmanager
 def _endpoint(sock: socket.socket, wait: bool) -> Iterator[tuple[socket.socket, int]]:
     """Give the socket object and the flags to use.

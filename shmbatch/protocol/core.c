@@ -1399,7 +1399,9 @@ batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
         return NULL;
     }
     PyObject *rows = PyTuple_GetItem(pair, 1);
-    return room == nbytes && nbytes > 0 ? Py_NewRef(rows) : PySequence_GetSlice(rows, 0, self->count);
+    /* A slice even where it is all of them: what the function does to the object itself, such as
+     * requires_grad_(), must not reach the next batch. */
+    return PySequence_GetSlice(rows, 0, self->count);
 }
 
 /* gather(buffers) -> list: the inputs of all rows, one item a column: a list of the values of a

@@ -46,6 +46,7 @@ _PRIVATE_NAMES = "SHMBATCH_NAMES"
 
 RUNTIME_ROOT = Path("/run/user")
 FALLBACK_ROOT = Path("/tmp")
+_SHARED_MEMORY = Path("/dev/shm")
 
 CLAIM, OWN = 0, 1
 _OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -309,6 +310,7 @@ def _own(app: str, path: Path) -> int:
             fcntl.lockf(fd, fcntl.LOCK_EX, 1, OWN)
             if _is_at(fd, path):
                 path.with_suffix(".sock").unlink(missing_ok=True)  # I1; of a dead owner
+                _remove_shared_memory(fd)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, b"%d\n" % os.getpid(), 0)
                 return fd
@@ -323,6 +325,7 @@ def _remove_if_stale(path: Path) -> bool:
     try:
         if not _try_lock(fd, OWN) or not _is_at(fd, path):
             return False
+        _remove_shared_memory(fd)
         _remove(path)
         return True
     finally:
@@ -333,6 +336,30 @@ def _remove(path: Path) -> None:
     """Remove both entries, the socket first: a socket without a lock would never be swept."""
     path.with_suffix(".sock").unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def _remove_shared_memory(fd: int) -> None:
+    """Remove what the dead owner in this lock file has left in /dev/shm (transport `posix`)."""
+    pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+    # A live process of that number is another one, and its names are its own.
+    if pid.isdecimal() and not _is_alive(pid):
+        for prefix in (
+            "shmbatch-",
+            "sem.shmbatch-",
+        ):  # the latter is glibc's and musl's for sem_open
+            for path in _SHARED_MEMORY.glob(f"{prefix}{pid}-*"):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    pass  # of another user
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        status = Path("/proc", pid, "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")  # dead, but not yet reaped
 
 
 def _try_lock(fd: int, byte: int) -> bool:

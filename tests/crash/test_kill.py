@@ -23,13 +23,13 @@ from tests.processes import PATIENCE_S, Gate, Program, Served
 CALLER = """
 import asyncio, itertools, sys, shmbatch
 name, number = sys.argv[1], int(sys.argv[2])
-double, triple = (shmbatch.connect(f"{name}.{f}") for f in ("double", "triple"))
-print("connected", flush=True)
 
 async def gathered(xs):
     return await asyncio.gather(*(triple.remote.aio(x) for x in xs))
 
 try:
+    double, triple = (shmbatch.connect(f"{name}.{f}", timeout=0) for f in ("double", "triple"))
+    print("connected", flush=True)
     for turn in itertools.count(number * 1_000_000, 100):
         xs = range(turn, turn + 25)
         assert [double.remote(x) for x in xs] == [2 * x for x in xs]
@@ -98,8 +98,7 @@ def cycle(number: int, transport: str) -> None:
                 executor.process.kill()
                 error = waiter.exception(PATIENCE_S)
                 assert isinstance(error, errors.ExecutorGone | errors.ExecutorNotFound), error
-                for program in programs:
-                    _end(program)
+                assert {last_line(program) for program in programs} <= ENDS
         assert open_before > 0
     finally:
         for program in programs:
@@ -107,13 +106,6 @@ def cycle(number: int, transport: str) -> None:
         executor.kill()
         processes.hang_up()
     swept(name)
-
-
-def _end(program: Program) -> None:
-    """A producer whose executor is dead ends; one that was late never finds it."""
-    program.process.stdin.close()  # type: ignore[union-attr]
-    if program.process.poll() is None and program.line() not in ENDS:
-        pass
 
 
 # ---- one thing at a time ---------------------------------------------------------------------
@@ -130,15 +122,16 @@ def executor(request: pytest.FixtureRequest, gate: Gate) -> Iterator[Served]:
 def test_a_dead_producers_memory_and_descriptors_are_freed(executor: Served) -> None:
     double = executor.connect("double")
     assert double.remote(1) == 2
-    open_before = len(processes.descriptors(executor.pid))
     mapped_before = memfds(executor.pid)
+    # At most, since some of a handshake's may still be open here.
+    open_before = len(processes.descriptors(executor.pid))
     for number in range(3):
         with Program(CALLER, "crash", number) as program:
             program.line()
             program.line()
             program.kill()
     processes.wait_until(
-        lambda: len(processes.descriptors(executor.pid)) == open_before, "descriptors are closed"
+        lambda: len(processes.descriptors(executor.pid)) <= open_before, "descriptors are closed"
     )
     processes.wait_until(lambda: memfds(executor.pid) == mapped_before, "memory is unmapped")
     assert double.remote(2) == 4
@@ -148,7 +141,7 @@ def test_a_fork_that_holds_the_socket_does_not_hide_its_parents_death(executor: 
     code = """
 import os, sys, shmbatch
 never = shmbatch.connect("crash.never")
-pending = [never.spawn(x) for x in range(3)]
+pending = [never.spawn(x) for x in range(2)]
 child = os.fork()
 if child == 0:
     sys.stdin.read()
@@ -156,7 +149,8 @@ if child == 0:
 print(child, flush=True)
 sys.stdin.read()
 """
-    mine = executor.connect("never").spawn(20)
+    never = executor.connect("never")
+    mine = [never.spawn(20)]
     with Program(code) as program:
         child = int(program.line())
         fd = os.pidfd_open(child)
@@ -165,11 +159,13 @@ sys.stdin.read()
             processes.wait_until(
                 lambda: executor.statistics("never")["producers"] == 1, "it is detached"
             )
-            assert not mine.done()  # three dropped calls and this one would be a full batch
+            # With the two that were dropped these would make a full batch.
+            mine += [never.spawn(x) for x in (21, 22)]
+            assert executor.statistics("never")["batch_sizes"] == {}
         finally:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
-    assert mine.cancel() is True
+    assert [call.cancel() for call in mine] == [True] * 3
 
 
 def test_a_child_that_holds_its_sockets_does_not_hide_the_executors_death(

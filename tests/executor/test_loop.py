@@ -348,12 +348,17 @@ def check_turns(world: World) -> None:
 
 
 @settings(max_examples=500, deadline=None)
-@given(chosen=st.lists(plans, min_size=1, max_size=3), history=moves)
+@given(
+    chosen=st.lists(plans, min_size=1, max_size=3),
+    history=moves,
+    spin_ns=st.sampled_from([0, 50_000, 5 * MS]),
+)
 def test_i1_to_i7_hold_for_any_history(
-    chosen: list[Plan], history: list[tuple[int, str, int, int]]
+    chosen: list[Plan], history: list[tuple[int, str, int, int]], spin_ns: int
 ) -> None:
     """The world checks I1, I2, I4, I5 and I6 at every launch and every sleep."""
     world = World(*chosen)
+    world.spin_ns = spin_ns
     play(world, history)
 
     world.run()
@@ -696,6 +701,47 @@ def test_inputs_that_a_function_keeps_or_changes_are_its_own_affair() -> None:
 
     assert [world.calls[number].outcome for number in (1, 2, 3)] == [2, 3, 4]
     assert [before for before, _, _ in kept] == [[1], [2], [3]]
+
+
+TENSORS = signature(array("float64", 2, library="torch"), result=array("float64", 2))
+
+
+@pytest.mark.parametrize("calls", [2, 4])
+def test_what_a_function_does_to_its_tensor_ends_with_the_batch(calls: int) -> None:
+    """Gradients above all: they would add up from batch to batch."""
+
+    def saliency(stack: Any) -> Any:
+        assert not stack.requires_grad
+        stack.requires_grad_()
+        (stack * stack).sum().backward()
+        return stack.grad
+
+    world = World(
+        Plan(max_batch_size=calls, wait_ns=0, slots=16), signature=TENSORS, body=saliency
+    )
+    world.strict = False
+    inputs = submit_vectors(world, 10)
+
+    finish(world)
+
+    assert doubled(inputs)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_a_function_does_to_its_array_ends_with_the_batch(calls: int) -> None:
+    def reshape(stack: Any) -> Any:
+        result = stack * 2
+        stack.shape = (-1,)
+        stack.flags.writeable = False
+        return result
+
+    world = World(Plan(max_batch_size=calls, wait_ns=0), signature=VECTORS, body=reshape)
+    world.strict = False
+    inputs = submit_vectors(world, 6)
+
+    finish(world)
+
+    assert doubled(inputs)
 
 
 def test_a_function_may_return_its_input_stack() -> None:

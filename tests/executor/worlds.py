@@ -24,7 +24,7 @@ from shmbatch.contract.exceptions import unpack_exception
 from shmbatch.contract.signature import Signature
 from shmbatch.executor import loop as loop_module
 from shmbatch.executor.batcher import SealReason
-from shmbatch.executor.loop import Loop
+from shmbatch.executor.loop import IDLE_NS, Loop
 from shmbatch.executor.poller import SLICE_NS
 from shmbatch.executor.served import ServedFunction
 from shmbatch.executor.staging import Cpu, Device
@@ -161,6 +161,7 @@ class World:
         self.checks: list[Callable[[Execution, list[Call]], None]] = [check_batch]
         self.fails: Callable[[Execution], Exception | None] = lambda execution: None
         self.item_fails: Callable[[int], bool] = lambda number: False
+        self.spin_ns = 0
         self.strict = True  # False: a producer's calls are not what the world believes
         self.plans = plans
         self._body = body
@@ -278,8 +279,22 @@ class World:
     def _wake(self, sleeping: int) -> None:
         self._woken = True
 
-    def wait(self, seen: int, until_ns: int, calls: int) -> int:
+    def spin(self, seen: int, until_ns: int) -> int:
+        """Spin as the poller does, on the real bell."""
+        end_ns = min(until_ns, self.now_ns + self.spin_ns)
+        while self.bell.look() == seen and self.now_ns < end_ns:
+            assert not self._finished(), "it spins while results wait to be delivered"
+            late = self.strict and self._launchable_and_due()
+            assert not late, "I4: the executor spins though a batch is due"
+            next_ns = min(end_ns, self._actions[0][0]) if self._actions else end_ns
+            self._advance(max(next_ns, self.now_ns))
+        return self.bell.look()
+
+    def park(self, seen: int, until_ns: int, calls: int) -> int:
         """Sleep as the poller does, on the real bell."""
+        if until_ns <= self.now_ns:
+            return self.bell.look()
+        assert not self._finished(), "it sleeps while results wait to be delivered"
         late = self.strict and self._launchable_and_due()
         assert not late, "I4: the executor sleeps though a batch is due"
         end_ns = min(until_ns, self.now_ns + SLICE_NS)
@@ -300,15 +315,17 @@ class World:
     def wait_in_loop(
         self, events: asyncio.AbstractEventLoop, seen: int, until_ns: int, calls: int
     ) -> int:
-        """As `wait`, but every action may make a suspended function go on."""
+        """As `park`, but every action may make a suspended function go on."""
         events.call_soon(events.stop)
         events.run_forever()
-        done = any(each.flights and each.flights[0].done for each in self.functions)
-        if until_ns and not done and self._actions:
-            self.wait(seen, min(until_ns, self._actions[0][0]), calls)
+        if until_ns > IDLE_NS and not self._finished() and self._actions:
+            self.park(seen, min(until_ns, self._actions[0][0]), calls)
             events.call_soon(events.stop)
             events.run_forever()
         return self.bell.look()
+
+    def _finished(self) -> bool:
+        return any(each.flights and each.flights[0].done for each in self.functions)
 
     # ---- the function ----
 

@@ -111,9 +111,9 @@ def test_an_array_arrives_and_returns_as_it_was(shape: tuple[int, ...]) -> None:
 
     ticket = wire.submit(value)
     served.take()
-    (gathered,) = served.batch.gather([stack])
-    assert gathered is stack
-    np.testing.assert_array_equal(stack[0], value)
+    (gathered,) = served.batch.gather([(stack, stack)])
+    np.testing.assert_array_equal(gathered, value[np.newaxis])
+    assert np.shares_memory(gathered, stack) or not gathered.size
     assert served.batch.scatter(np.array(stack[:1]))
     served.batch.complete()
 
@@ -132,7 +132,7 @@ def test_bytes_of_a_dtype_that_numpy_lacks_travel_raw() -> None:
     first = wire.submit(memoryview(b"abcdef").cast("c"))
     second = wire.submit(memoryview(b"ghijkl").cast("c"))
     served.take()
-    served.batch.gather([stack])
+    served.batch.gather([(stack, stack)])
     assert served.batch.scatter(memoryview(stack[:2].tobytes()).cast("c"))
     served.batch.complete()
 
@@ -854,9 +854,10 @@ def test_the_bell_is_not_armed_once_it_rang() -> None:
 
     assert not bell.arm(seen, PARKED, 1)
     rung = bell.look()
-    assert bell.spin(seen, LONG_NS) == rung != seen
-    assert bell.spin(rung, 0) == rung
-    assert bell.spin(rung, 1) == rung
+    assert bell.spin(seen, LONG_NS, 1 << 62) == rung != seen
+    assert bell.spin(rung, 0, 1 << 62) == rung
+    assert bell.spin(rung, 1, 1 << 62) == rung
+    assert bell.spin(rung, LONG_NS, 0) == rung  # it is later than that already
     assert bell.ring() == 0
 
 
@@ -1092,7 +1093,7 @@ def test_scattered_slots_are_gathered_and_scattered_row_by_row() -> None:
     stack = np.zeros((16, 2), "int32")
 
     assert served.take() == 10
-    served.batch.gather([stack])
+    assert served.batch.gather([(stack, "the first ten and more")]) == ["the first "]
     assert served.batch.scatter(stack[:10] * 2)
     served.batch.complete()
 
@@ -1332,7 +1333,7 @@ def test_gather_wants_one_buffer_a_column(buffers: Any) -> None:
     wire.submit(1, 1)
     served.take()
 
-    with pytest.raises(ValueError, match="one buffer"):
+    with pytest.raises(ValueError, match="a pair, or None, a column"):
         served.batch.gather(buffers)
 
 
@@ -1346,8 +1347,35 @@ def test_gather_refuses_a_buffer_that_is_short_scattered_or_read_only(buffer: An
         wire.submit(i, np.zeros(3))
     served.take()
 
-    with pytest.raises((ValueError, TypeError, BufferError)):
-        served.batch.gather([None, buffer])
+    for pair in ((buffer, []), buffer, (buffer,)):
+        with pytest.raises((ValueError, TypeError, BufferError)):
+            served.batch.gather([None, pair])
+
+
+def test_a_twin_that_is_no_sequence_is_refused() -> None:
+    wire = Wire(signature(array("float64", 3)))
+    served = Served(wire)
+    wire.submit(np.zeros(3))
+    served.take()
+
+    with pytest.raises(TypeError):
+        served.batch.gather([(np.zeros((2, 3)), None)])
+
+
+def test_a_batch_gets_a_slice_of_the_twin_even_if_it_is_all_of_it() -> None:
+    wire = Wire(signature(array("float64", 1)))
+    served = Served(wire)
+    host, twin = np.zeros((2, 1)), np.zeros((2, 1))
+
+    for calls in (2, 1):
+        for _ in range(calls):
+            wire.submit(np.full(1, float(calls)))
+        served.take()
+        (rows,) = served.batch.gather([(host, twin)])
+        assert rows.base is twin
+        assert rows.shape == (calls, 1)
+        served.answer(*[0] * calls)
+    assert host.tolist() == [[1], [2]]
 
 
 def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
@@ -1363,7 +1391,7 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
         lambda: wire.producer.park_completions(0, "0"),  # type: ignore[arg-type]
         lambda: wire.executor.set_status("OPEN"),  # type: ignore[arg-type]
         lambda: wire.executor.wake_slot("0"),  # type: ignore[arg-type]
-        lambda: wire.bell.spin("0", 0),  # type: ignore[arg-type]
+        lambda: wire.bell.spin("0", 0, 0),  # type: ignore[arg-type]
         lambda: wire.bell.arm(0, None, 1),  # type: ignore[arg-type]
         lambda: wire.bell.park(None, 0),  # type: ignore[arg-type]
         lambda: served.inbox.attach(wire.producer),  # type: ignore[arg-type]
@@ -1709,11 +1737,16 @@ def round_of_everything(keep: list[Any]) -> None:
     first.producer.arm(tickets[2], WAITER)
     first.producer.join_completions(THREAD)
     served.take(4)
-    served.batch.gather([None, stack, np.empty((16, 3), "uint16")])
+    half = np.empty((16, 3), "uint16")
+    served.batch.gather([None, (stack, stack), (half, half)])
     with pytest.raises(ValueError, match="bytes"):
-        served.batch.gather([None, stack[:1], None])
+        served.batch.gather([None, (stack[:1], stack), (half, half)])
     with pytest.raises(ValueError, match="contiguous"):
-        served.batch.gather([None, stack.T, None])
+        served.batch.gather([None, (stack.T, stack), (half, half)])
+    with pytest.raises(TypeError):
+        served.batch.gather([None, (stack, None), (half, half)])
+    with pytest.raises(TypeError, match="pair"):
+        served.batch.gather([None, (stack, stack), half])
     assert served.batch.scatter(np.zeros((4, 2, 3)))
     assert not served.batch.scatter(np.zeros((4, 3, 2)))
     assert served.batch.put(0, value)
