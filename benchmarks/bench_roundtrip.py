@@ -3,7 +3,7 @@
 ::
 
     producer --x--> executor      one process each, nobody else calls, batches of one,
-    producer <-x+1- executor      no waiting for company
+    producer <--x-- executor      no waiting for company
 
 Answers: what does handing one small call to another process and waiting for it cost, when the
 executor spins, when it sleeps, and by itself (`auto`)? Beside it: the same over a
@@ -64,7 +64,7 @@ def call_alone(cue: Cue, call: Callable[[Array], Array]) -> bytes:
     """Call one input after the other; each call's latency, int64 nanoseconds as bytes."""
     inputs = TINY.inputs(0)
     next_input = cycle(inputs).__next__
-    next_answer = cycle(inputs).__next__
+    next_answer = cycle([x.tobytes() for x in inputs]).__next__
     latencies = array("q")
     schedule = cue.ready()
     begin_ns, end_ns = schedule.begin_ns, schedule.end_ns
@@ -109,15 +109,14 @@ def pipe(warmup_s: float, measure_s: float) -> Figures:
 
 
 def pipe_server(cue: Cue, connection: Connection) -> None:
-    batch, results = TINY.batch()[:1], TINY.results()[:1]
+    x: Array = TINY.batch()[0]
     cue.ready()
     while True:
         try:
-            connection.recv_bytes_into(batch[0])
+            connection.recv_bytes_into(x)
         except EOFError:
             return
-        TINY.function(batch, results)
-        connection.send_bytes(results.data)
+        connection.send_bytes(x.data)
 
 
 def pipe_client(cue: Cue, connection: Connection) -> bytes:

@@ -20,7 +20,7 @@ from tests import processes
 def sockets_directory() -> Iterator[Path]:
     """Serve names in a fresh directory with a short path, never in the user's own."""
     path = Path(tempfile.mkdtemp(prefix="shmb-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
+    with processes.recording(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(path))
         for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT"):
             patch.delenv(name, raising=False)

@@ -53,6 +53,25 @@ def readable(fd: int, what: str) -> None:
     assert poll.poll(PATIENCE_S * 1000), f"not within {PATIENCE_S} s: {what}"
 
 
+ours = {os.getpid()}  # every process that this one has started, and itself
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Note every process that `subprocess` starts."""
+    start = subprocess.Popen.__init__
+
+    def noted(self: subprocess.Popen[Any], *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        ours.add(self.pid)
+
+    subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
 class Served:
     """An executor that serves a file of ``tests/apps`` in a process of its own."""
 
@@ -316,12 +335,10 @@ def children() -> set[int]:
 
 
 def shared_memory() -> set[str]:
-    """Entries of /dev/shm with our prefix whose maker is this process, or dead."""
-    found = set()
-    for entry in Path("/dev/shm").iterdir():
-        name = entry.name.removeprefix("sem.")
-        if name.startswith("shmbatch-"):
-            pid = name.split("-")[1]
-            if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
-                found.add(entry.name)
-    return found
+    """Entries of /dev/shm that this process or one that it started has made."""
+    makers = {f"{prefix}shmbatch-{pid}" for pid in ours for prefix in ("", "sem.")}
+    return {
+        entry.name
+        for entry in Path("/dev/shm").iterdir()
+        if entry.name.rpartition("-")[0] in makers
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
@@ -114,13 +115,16 @@ class Connection:
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         self.stash: dict[int, Any] = {}
         self.listener: Listener | None = None  # tells event loops of finished calls
+        self._listener_mutex = threading.Lock()
 
     def listening(self) -> Listener:
         """Return the listener; made on first use, since it needs asyncio."""
         if self.listener is None:
-            from .listener import Listener
+            with self._listener_mutex:  # with two, each would hear of the other's calls
+                if self.listener is None:
+                    from .listener import Listener
 
-            self.listener = Listener(self)
+                    self.listener = Listener(self)
         return self.listener
 
     # ---- submitting ----------------------------------------------------------------------
@@ -291,7 +295,7 @@ class Connection:
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
         self.dead = True
-        if self.listener is not None:
+        if self.listener is not None and not self.ring.forked:
             self.listener.close()
         self.sock.close()
         self._loop_socket.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Listener:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._mutex = threading.RLock()  # held for moments; guards who waits, and which loops
         self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
         self._slot_waiting: list[_Waiter] = []
         self._loops: list[asyncio.AbstractEventLoop] = []
@@ -41,11 +43,16 @@ class Listener:
             ValueError: a ticket is over.
         """
         connection = self._connection
+        if connection.dead:  # perhaps closed: there is nothing to listen to
+            for ticket in tickets:
+                connection.check_alive(ticket)
+            return
         loop = self._listen()
         waiter = (loop, loop.create_future())
         try:
-            for ticket in tickets:
-                self._waiting.setdefault(ticket, []).append(waiter)
+            with self._mutex:
+                for ticket in tickets:
+                    self._waiting.setdefault(ticket, []).append(waiter)
             armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
             if min(armed) < 0:
                 return
@@ -55,8 +62,9 @@ class Listener:
             elif not await _sleep(*waiter, deadline_ns):
                 raise connection.late()
         finally:
-            for ticket in tickets:
-                self._forget(ticket, waiter)
+            with self._mutex:
+                for ticket in tickets:
+                    self._forget(ticket, waiter)
 
     def _forget(self, ticket: int, waiter: _Waiter) -> None:
         waiters = self._waiting.get(ticket, [])
@@ -72,6 +80,8 @@ class Listener:
             RingFull: *deadline_ns* passed. ExecutorGone: it never will be.
         """
         connection = self._connection
+        if connection.dead:
+            connection.check_alive()
         loop = self._listen()
         joined = connection.ring.join_completions(LOOP)
         try:
@@ -92,23 +102,26 @@ class Listener:
 
     def tell(self, ticket: int) -> None:
         """Wake those who wait for this call. From any thread."""
-        for waiter in self._waiting.pop(ticket, ()):
+        with self._mutex:
+            waiters = self._waiting.pop(ticket, ())
+        for waiter in waiters:
             _wake(waiter)
 
     def close(self) -> None:
         """Tell everybody to look again, and stop reading; idempotent."""
-        for loop in self._loops:
+        with self._mutex:
+            loops, self._loops = self._loops, []
+        for loop in loops:
             _in_loop(loop, self._stop_reading, loop)
-        self._loops = []
         self._gone()
 
     def _listen(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
-            self._loops = [known for known in self._loops if not known.is_closed()]
             loop.add_reader(self._socket_fd, self._readable)
             loop.add_reader(self._pidfd, self._gone)
-            self._loops.append(loop)
+            with self._mutex:
+                self._loops = [known for known in self._loops if not known.is_closed()] + [loop]
         return loop
 
     def _stop_reading(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -140,11 +153,12 @@ class Listener:
     def _gone(self) -> None:
         """The executor is gone, or we have hung up: everybody looks for himself."""
         self._connection.dead = True
-        loop = asyncio.get_running_loop() if self._loops else None
-        if loop in self._loops:
-            self._loops.remove(loop)
-            self._stop_reading(loop)
-        waiting, self._waiting = self._waiting, {}
+        loop = _running_loop()
+        with self._mutex:
+            if loop is not None and loop in self._loops:
+                self._loops.remove(loop)
+                self._stop_reading(loop)
+            waiting, self._waiting = self._waiting, {}
         for waiters in waiting.values():
             for waiter in waiters:
                 _wake(waiter)
@@ -166,6 +180,13 @@ async def _sleep(
     return now_ns() < deadline_ns
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -178,11 +199,7 @@ def _wake(waiter: _Waiter) -> None:
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: object, argument: object) -> None:
     """Run ``function(argument)`` in *loop*: at once if it runs us, not at all if it is closed."""
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        running = None
-    if loop is running:
+    if loop is _running_loop():
         function(argument)  # type: ignore[operator]
         return
     try:

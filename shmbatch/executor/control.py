@@ -38,7 +38,7 @@ from ..errors import (
     VersionMismatch,
 )
 from ..protocol import PROTOCOL_VERSION, control
-from ..protocol._core import ExecutorRing
+from ..protocol._core import DRAINING, ExecutorRing
 from ..protocol.layout import LAYOUT_VERSION
 from ..protocol.transport import ExecutorTransport
 from .loop import Loop
@@ -111,6 +111,7 @@ class Control:
         self._requests: deque[Callable[[], None]] = deque()
         self._bell_out, self._bell_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = False
+        self._refusing = False
         listener.setblocking(False)
         self._poll.register(listener, select.EPOLLIN)
         self._poll.register(self._bell_out, select.EPOLLIN)
@@ -126,6 +127,7 @@ class Control:
 
     def refuse(self) -> None:
         """Accept nobody any more; new connects find no socket."""
+        self._refusing = True  # at once, also for whom the thread has accepted already
         self._request(self._close_listener)
 
     def disconnect(self, connection: Any) -> None:
@@ -233,6 +235,8 @@ class Control:
         kind = message["kind"]
         if kind == "attached" and connection.attached:
             connection.segment.handed_over()
+        elif kind == "attach" and self._refusing:
+            self._lost(connection)
         elif kind == "attach" and not connection.attached:
             self._attach(connection, message)
         elif kind == "statistics":
@@ -271,6 +275,8 @@ class Control:
             "offer": offer,
         }
         self._loop.post(lambda: self._loop.attach(connection))
+        if self._refusing:  # the loop may have ended before it heard of this one
+            connection.ring.set_status(DRAINING)
         self._reply(connection, welcome, [self._own_pidfd, self._producers_end.fileno(), *fds])
         log.info("producer %d attached to %s", connection.pid, function.address)
 

@@ -151,6 +151,7 @@ class Loop:
         until_ns = NEVER_NS
         total = 0
         missing = _MANY
+        completed = in_flight = False
         for function in self._functions:
             inbox, batcher = function.inbox, function.batcher
             waiting = inbox.drain(at_ns)
@@ -158,8 +159,11 @@ class Loop:
             batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining)
             if inbox.attention:
                 self._wake(inbox.pop_attention() or ())
-            if not function.idle:
-                continue  # what makes room is the end of a batch, not another call
+            if not function.idle:  # what makes room is the end of a batch, not another call
+                if not function.flights[0].done:
+                    continue
+                self._wake(function.complete() or ())
+                completed = True
             if waiting:
                 if batcher.reason is not None:
                     if chosen is None or batcher.due_ns < chosen.batcher.due_ns:
@@ -177,15 +181,12 @@ class Loop:
             missing = min(missing, batcher.missing)
         self._missing = missing
         launched = chosen.launch() if chosen is not None else 0
-        completed = in_flight = False
         for function in self._functions:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
             # launched: the turn that finds no more to launch, or no more room, completes it.
             while flights and flights[0].done and not (launched and function.idle):
-                wakes = function.complete()
-                if wakes:
-                    self._wake(wakes)
+                self._wake(function.complete() or ())
                 completed = True
             in_flight = in_flight or bool(flights)
         if chosen is None and not completed:

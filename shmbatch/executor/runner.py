@@ -140,7 +140,10 @@ class _Host:
         self._closing = True
         self._next.cancel()
         self.task.cancel()
-        self._loop.run_until_complete(asyncio.wait({self.task}, timeout=1))
+        ended = self._loop.create_task(asyncio.wait({self.task}, timeout=1))
+        ended.add_done_callback(lambda _: self._loop.stop())
+        while not ended.done():  # a wake-up that comes late stops the loop too
+            self._loop.run_forever()
 
 
 class _Rest:

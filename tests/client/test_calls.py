@@ -643,6 +643,26 @@ def test_several_event_loops_share_a_connection(executor: Served) -> None:
             assert results == [number + x for x in range(100)]
 
 
+def test_event_loops_whose_first_calls_coincide_all_hear_of_theirs(executor: Served) -> None:
+    """In a fresh process, where what tells event loops is not even imported yet."""
+    code = """
+import asyncio, threading, shmbatch
+from concurrent.futures import ThreadPoolExecutor
+add = shmbatch.connect("calls.add")
+together = threading.Barrier(8)
+
+async def main(number):
+    together.wait()
+    return sum(await asyncio.gather(*(add.remote.aio(number, x) for x in range(8))))
+
+with ThreadPoolExecutor(8) as threads:
+    print(sum(threads.map(lambda number: asyncio.run(main(number)), range(8))))
+"""
+    for _ in range(5):
+        with Program(code) as program:
+            assert program.line() == str(2 * 8 * 28)
+
+
 def test_threads_and_event_loops_mix(executor: Served) -> None:
     add = executor.connect("add")
 

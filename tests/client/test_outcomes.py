@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import outcomes as outcomes_app
 import pytest
 
 import shmbatch
@@ -63,25 +65,26 @@ def test_a_raised_exception_reaches_every_caller_as_its_own_instance(executor: S
         assert 'raise ValueError("all are bad", sorted(xs))' in note
 
 
-def test_an_exception_whose_class_is_not_here_is_named(executor: Served) -> None:
+def test_an_exception_whose_class_is_here_is_rebuilt(executor: Served) -> None:
     (error, *_) = outcomes(executor.connect("raises"), 1, 5, 6, 7)
-    assert type(error) is errors.RemoteError
-    assert str(error) == "outcomes.Spoiled: went off"
+    assert type(error) is outcomes_app.Spoiled
+    assert str(error) == "went off"
     assert "went off" in error.__notes__[0]
 
 
-def test_an_exception_whose_class_is_here_is_rebuilt(executor: Served) -> None:
+def test_an_exception_whose_class_is_not_here_is_named(executor: Served) -> None:
     code = """
-import outcomes
-pending = [outcomes.raises.spawn(x) for x in (1, 5, 6, 7)]
+import shmbatch
+raises = shmbatch.connect("outcomes.raises")
+pending = [raises.spawn(x) for x in (1, 5, 6, 7)]
 for call in pending:
     try:
         call.get()
-    except outcomes.Spoiled as error:
+    except shmbatch.errors.RemoteError as error:
         print(error, len(error.__notes__))
 """
     with Program(code) as program:
-        assert [program.line() for _ in range(4)] == ["went off 1"] * 4
+        assert [program.line() for _ in range(4)] == ["outcomes.Spoiled: went off 1"] * 4
 
 
 def test_even_system_exit_of_the_function_is_an_outcome(executor: Served) -> None:
@@ -305,6 +308,23 @@ def test_the_first_call_after_a_death_raises_and_the_next_connects_anew(
         double.remote(3)
     with processes.served(FAULTY, "mortal"):
         assert double.remote(4) == 8
+
+
+def test_calls_of_an_app_whose_executor_died_are_over_when_it_is_left(gate: Gate) -> None:
+    async def awaited(call: shmbatch.FunctionCall) -> Any:
+        return await call.get.aio()
+
+    with outcomes_app.app.run() as running:
+        finished = outcomes_app.double.spawn(4)
+        assert outcomes_app.double.remote(5) == 10
+        pending = [outcomes_app.never.spawn(x) for x in range(2)]
+        assert running.pid is not None
+        os.kill(running.pid, signal.SIGKILL)
+    assert asyncio.run(awaited(finished)) == 8
+    with pytest.raises(errors.ExecutorGone):
+        asyncio.run(awaited(pending[0]))
+    with pytest.raises(errors.ExecutorGone):
+        pending[1].get()
 
 
 def test_who_waits_for_a_slot_hears_of_the_death(mortal: Served, gate: Gate) -> None:

@@ -255,7 +255,7 @@ plans = st.builds(
 moves = st.lists(
     st.tuples(
         gaps_ns,
-        st.sampled_from(["submit"] * 8 + ["withdraw", "withdraw", "collect", "leave", "attach"]),
+        st.sampled_from(["submit"] * 8 + ["withdraw", "withdraw", "collect", "leave", "join"]),
         st.integers(0, 1 << 16),
         st.integers(1, 4),
     ),
@@ -269,8 +269,8 @@ def play(world: World, history: list[tuple[int, str, int, int]]) -> None:
 
     def move(kind: str, which: int, times: int) -> None:
         living = [producer for producer in world.producers if not producer.gone]
-        if kind == "attach":
-            world.producers.append(world.attach(which % len(world.plans)))
+        if kind == "join":
+            world.join(which % len(world.plans))
         elif living:
             producer = living[which % len(living)]
             if kind == "submit":
@@ -526,9 +526,11 @@ def test_a_batch_is_launched_before_the_one_in_front_of_it_is_completed() -> Non
     ]
 
 
-def test_a_lone_batch_is_completed_without_waiting_for_another() -> None:
+@pytest.mark.parametrize("spin_ns", [0, 5 * MS])
+def test_a_lone_batch_is_completed_without_waiting_for_another(spin_ns: int) -> None:
     device = Slow()
     world = slow_world(device, Plan(max_batch_size=2, wait_ns=0))
+    world.spin_ns = spin_ns
     calls = submit_vectors(world, 1)
     later = submit_vectors(world, 1, START_NS + 100 * MS)
     world.at(START_NS + 50 * MS, lambda: device.log.append("50 ms"))

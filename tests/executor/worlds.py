@@ -167,7 +167,6 @@ class World:
         self._body = body
         self._actions: list[tuple[int, int, Callable[[], object]]] = []
         self._order = count()
-        self._running: dict[int, Execution] = {}
         self._troubles: list[BaseException] = []
         self._draining = False
         self._woken = False
@@ -212,6 +211,10 @@ class World:
         self.loop.attach(producer)
         return producer
 
+    def join(self, function: int) -> None:
+        """Let another producer come; the loop hears of it as of any command."""
+        self.loop.post(lambda: self.producers.append(self.attach(function)))
+
     def leave(self, producer: Producer) -> None:
         """Let a producer die; the loop hears of it as of any command."""
         producer.gone = True
@@ -232,14 +235,16 @@ class World:
         """Let everything happen, then drain and check that everybody has his outcome."""
         last_ns = max((at_ns for at_ns, _, _ in self._actions), default=self.now_ns)
         self.at(last_ns, lambda: self.loop.post(self._drain))
-        with mock.patch.object(loop_module, "now_ns", self.clock):
-            self.loop.run()
-        if self._troubles:
-            raise self._troubles[0]
-        for function in self.functions:
-            function.close()
-        if self.events is not None:
-            self.events.close()
+        try:
+            with mock.patch.object(loop_module, "now_ns", self.clock):
+                self.loop.run()
+        finally:
+            for function in self.functions:
+                function.close()
+            if self.events is not None:
+                self.events.close()
+            if self._troubles:
+                raise self._troubles[0]
         for producer in self.producers:
             if not producer.gone:
                 producer.collect()
@@ -340,9 +345,7 @@ class World:
             if plan.duration_ns:
                 over = asyncio.get_running_loop().create_future()
                 self.at(self.now_ns + plan.duration_ns, lambda: over.set_result(None))
-                self._running[number] = execution
                 await over
-                del self._running[number]
             return self._end(execution)
 
         if self._body is not None:
@@ -371,7 +374,8 @@ class World:
         return (SealReason.DRAIN if self._draining else None), deadline_ns
 
     def _launchable(self) -> list[int]:
-        return [number for number in range(len(self.plans)) if number not in self._running]
+        # In flight is a batch until its outcomes are published, though its function be done.
+        return [number for number, function in enumerate(self.functions) if function.idle]
 
     def _launchable_and_due(self) -> list[int]:
         return [number for number in self._launchable() if self.due(number)[0] is not None]

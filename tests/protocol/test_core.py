@@ -1624,6 +1624,22 @@ def test_an_index_that_comes_twice_is_a_violation(stage: str) -> None:
     assert siege.honest_is_well()
 
 
+def test_a_running_slot_that_is_published_again_is_a_violation_at_once() -> None:
+    """Its state word says READY again, but the executor knows better than to run it twice."""
+    siege = Siege()
+    siege.drain()
+    siege.take()
+    siege.hostile.submit(200, 0)
+    siege.hostile.write(layout.INDICES + 8, 1)
+    siege.hostile.write(siege.hostile.state_offset(1), word(1, READY))
+
+    siege.drain()
+
+    assert siege.accused == [siege.hostile.executor]
+    siege.run()
+    assert siege.honest_is_well()
+
+
 def test_an_index_whose_slot_is_not_ready_is_a_violation() -> None:
     siege = Siege()
     siege.hostile.submit(200, 0)
