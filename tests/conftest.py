@@ -22,6 +22,7 @@ def sockets_directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="shmb-", dir="/tmp"))
     with processes.recording(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(path))
+        patch.setenv("PYTHONPATH", processes.environment()["PYTHONPATH"])
         for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT"):
             patch.delenv(name, raising=False)
         yield path

@@ -38,7 +38,13 @@ HOMES = {
     "ctypes": set[str](),
     "pickle": set[str](),
     "multiprocessing": set[str](),
-    "threading": {"client.pool", "executor.control", "protocol.names"},
+    "threading": {
+        "client.connection",
+        "client.listener",
+        "client.pool",
+        "executor.control",
+        "protocol.names",
+    },
 }
 
 
