@@ -17,15 +17,18 @@ from benchmarks import _options, _report
 LABELS = {
     "package": "import shmbatch",
     "handle": "... and shmbatch.connect",
+    "file": "... and shmbatch.App, shmbatch.batched",
     "everything": "from shmbatch import *",
 }
 STATEMENTS = {
     "package": "import shmbatch",
     "handle": "import shmbatch; shmbatch.connect",
+    "file": "import shmbatch; shmbatch.App, shmbatch.batched",
     "everything": "from shmbatch import *",
 }
 CEILING_MS = 30
-PROMISED = ("package", "handle")  # what a producer needs; it may never need the rest
+# What a producer needs that connects by name, or imports a user's file; none needs the rest.
+PROMISED = ("package", "handle", "file")
 
 
 def measure(statement: str) -> Mapping[str, float]:
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(_report.table(["statement", "ms"], [[name, str(s)] for name, s in spreads.items()]))
     holds = all(spreads[LABELS[name]].median <= CEILING_MS for name in PROMISED)
     verdict = "holds" if holds else "MISSED"
-    print(f"\npromised: the first two take at most {CEILING_MS} ms; {verdict}")
+    print(f"\npromised: all but the last take at most {CEILING_MS} ms; {verdict}")
     if options.out is not None:
         document = {
             "benchmark": "import",

@@ -195,7 +195,7 @@ def compile_ping_pong(folder: Path) -> Path:
 
 
 def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
-    """What DESIGN promises about a lone call, as far as its systems were measured."""
+    """What is promised about a lone call, as far as its systems were measured."""
 
     def p50(name: str) -> list[float]:
         return [run["p50_us"] for run in figures[name]]

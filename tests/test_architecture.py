@@ -1,4 +1,4 @@
-"""The floors of the house: which module may import what. DESIGN section 7, STYLE "The house"."""
+"""The floors of the house: which module may import what; see docs/explanation/design.md."""
 
 from __future__ import annotations
 

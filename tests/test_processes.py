@@ -1,4 +1,4 @@
-"""DESIGN section 3 over real processes: producers of random habits, one executor, every trace
+"""When batches run, over real processes: producers of random habits, one executor, every trace
 looked at afterwards.
 
 Checked are I1 (no batch exceeds max_batch_size), I2 (every call is in exactly one batch), I3

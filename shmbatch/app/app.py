@@ -27,10 +27,7 @@ class App:
     """
 
     def __init__(self, name: str | None = None, **refused: Any) -> None:
-        if "image" in refused:
-            raise ConfigError(
-                "App takes no image=: everything runs on this machine, as it is; drop it"
-            )
+        _refuse_image(refused)
         if refused:
             raise ConfigError(f"App takes no {', '.join(refused)}; it takes a name")
         file = sys._getframe(1).f_globals.get("__file__")
@@ -49,6 +46,7 @@ class App:
         """
         if misplaced:
             raise ConfigError("app.function takes no arguments; write @app.function()")
+        _refuse_image(refused)
         if refused:
             raise ConfigError(
                 f"app.function takes no {', '.join(refused)}; options go to @shmbatch.batched(...)"
@@ -131,3 +129,8 @@ class App:
 
     def __repr__(self) -> str:
         return f"<App {self.name!r}: {', '.join(self.definitions) or 'no functions'}>"
+
+
+def _refuse_image(options: dict[str, Any]) -> None:
+    if "image" in options:
+        raise ConfigError("there is no image=: everything runs on this machine, as it is; drop it")

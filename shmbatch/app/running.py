@@ -63,6 +63,7 @@ class Running:
             raise
         self._outer_name = names.resolve(self._app)
         names.advertise(self._app, self._private)
+        pool.rebind(self._outer_name)
         if self._wait is not None:
             self._outer_wait = os.environ.get("SHMBATCH_WAIT")
             os.environ["SHMBATCH_WAIT"] = self._wait

@@ -42,6 +42,8 @@ def statistics(app: str) -> dict[str, Any]:
         try:
             control.wait_for_message(sock, pidfd)
             message, _ = control.receive(sock)
+        except TimeoutError:
+            raise _silent(app) from None
         except (EOFError, OSError):
             raise ExecutorNotFound(f"the executor of {app!r} has just stopped") from None
         functions: dict[str, Any] = message["functions"]
@@ -62,10 +64,18 @@ def _asked(app: str, message: dict[str, Any]) -> Iterator[tuple[socket.socket, i
             except BaseException:
                 os.close(pidfd)
                 raise
-        except (FileNotFoundError, ConnectionRefusedError, EOFError, ConnectionError):
+        except (FileNotFoundError, EOFError, ConnectionError):
             names.sweep()
             raise ExecutorNotFound(f"no executor serves {app!r}") from None
+        except (TimeoutError, BlockingIOError):
+            raise _silent(app) from None
         try:
             yield sock, pidfd
         finally:
             os.close(pidfd)
+
+
+def _silent(app: str) -> ExecutorNotFound:
+    return ExecutorNotFound(
+        f"the executor of {app!r} does not answer; it may be stopped or overloaded"
+    )

@@ -38,7 +38,7 @@ class FunctionCall:
         call._settle_as(_ERROR, error)
         return call
 
-    def settle(self, spin_ns: int = 0) -> bool:
+    def _settle(self, spin_ns: int = 0) -> bool:
         """Take the outcome if it is there; True once it is. Does not block; frees the slot.
 
         The core hands an outcome to one thread only; another one that asks for it meanwhile
@@ -65,11 +65,11 @@ class FunctionCall:
 
     def done(self) -> bool:
         """Say whether `get` would return, or raise, at once."""
-        return self.settle()
+        return self._settle()
 
     async def _get_aio(self, timeout: float | None = None) -> Any:
         until_ns = self._earlier(deadline_after(timeout))
-        while not self.settle():
+        while not self._settle():
             try:
                 await self._connection.listening().any_outcome([self._ticket], until_ns)
             except ValueError:
@@ -78,7 +78,7 @@ class FunctionCall:
                 self._expire()
             except ShmbatchError as error:
                 self._fail(error)
-        return self.result()
+        return self._result()
 
     @verb(_get_aio)
     def get(self, timeout: float | None = None) -> Any:
@@ -89,9 +89,9 @@ class FunctionCall:
             CallCancelled: it was cancelled.
             ExecutorGone: the executor died before there was a result.
         """
-        if not self.settle(self._connection.spinning.spin_ns):
+        if not self._settle(self._connection.spinning.spin_ns):
             until_ns = self._earlier(None if timeout is None else deadline_after(timeout))
-            while not self.settle():
+            while not self._settle():
                 try:
                     self._connection.park(self._ticket, until_ns)
                 except ValueError:
@@ -104,7 +104,7 @@ class FunctionCall:
             raise self._outcome
         return self._outcome
 
-    def wait_any(self, calls: Collection[FunctionCall]) -> bool:
+    def _wait_any(self, calls: Collection[FunctionCall]) -> bool:
         """Wait until one of *calls*, all of this call's connection, is done.
 
         Returns False where the oldest one's own timeout passed first.
@@ -117,8 +117,8 @@ class FunctionCall:
             self._fail(error)
         return True
 
-    async def wait_any_aio(self, calls: Collection[FunctionCall]) -> bool:
-        """As `wait_any`, for an event loop."""
+    async def _wait_any_aio(self, calls: Collection[FunctionCall]) -> bool:
+        """As `_wait_any`, for an event loop."""
         tickets = [call._ticket for call in calls if not call.done()]
         if len(tickets) < len(calls):
             return True
@@ -138,11 +138,11 @@ class FunctionCall:
         A call that is done already keeps its outcome. A launched one runs on with its
         batch-mates, and its result is dropped.
         """
-        if self.settle():
+        if self._settle():
             return False
         return self._withdraw(CallCancelled("the call was cancelled"))
 
-    def result(self) -> Any:
+    def _result(self) -> Any:
         """Return or raise the outcome of a settled call."""
         if self._state == _ERROR:
             raise self._outcome
@@ -163,7 +163,7 @@ class FunctionCall:
 
     def _fail(self, error: ShmbatchError) -> None:
         """There will be no outcome, unless it came just before the executor died."""
-        if not self.settle():
+        if not self._settle():
             self._withdraw(error)
 
     def _withdraw(self, error: ShmbatchError) -> bool:

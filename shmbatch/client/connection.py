@@ -28,7 +28,7 @@ from ..errors import (
     ProtocolError,
     RingFull,
 )
-from ..protocol import PROTOCOL_VERSION, control, names
+from ..protocol import control, names
 from ..protocol._core import (
     CLOSED,
     FAILED,
@@ -47,6 +47,7 @@ from ..protocol._core import (
     ProducerRing,
 )
 from ..protocol.clock import now_ns
+from ..protocol.layout import VERSION
 from ..protocol.spinning import Spinning
 from ..protocol.transport import ProducerTransport, producer_transport
 from .results import finisher
@@ -104,10 +105,12 @@ class Connection:
         self.dead = False  # the next use of a handle connects anew
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
-        self.pidfd = os.dup(fds[0])
         finish = finisher(self.signature.result, arrays)
-        self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
         self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
+        # From here on there is something to close; nothing below fails but for descriptors.
+        self.pidfd = -1
+        self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
+        self.pidfd = os.dup(fds[0])
         shared = ring_arguments(self._transport.memory, self.signature, where)
         wake = _waker(self._transport, self._loop_socket)
         self.ring = ProducerRing(*(*shared, self._transport.bell_memory, wake, finish))
@@ -306,8 +309,12 @@ class Connection:
             handle.forget(self)  # or the memory would stay mapped for as long as the handle is
 
     def __del__(self) -> None:
-        if hasattr(self, "_transport"):
+        if hasattr(self, "_listener_mutex"):
             self.close()
+        elif hasattr(self, "_loop_socket"):  # it was never finished
+            self._loop_socket.close()
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
 
 
 def _waker(transport: ProducerTransport, loop_socket: socket.socket) -> Callable[[int], None]:
@@ -398,7 +405,7 @@ def _greet(
         sock,
         {
             "kind": "attach",
-            "version": PROTOCOL_VERSION,
+            "version": VERSION,
             "function": address.function,
             "signature": None if signature is None else signature.to_message(),
         },
@@ -415,6 +422,10 @@ def _greet(
         if reply["kind"] != "welcome" or len(fds) < 3:
             raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
         connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
+    except (KeyError, TypeError, ProtocolError) as error:
+        raise HandshakeError(
+            f"executor of '{address}' sent a malformed welcome: {error}"
+        ) from None
     finally:
         for fd in fds:
             os.close(fd)

@@ -83,7 +83,7 @@ class Function:
         return connection
 
     def forget(self, connection: Connection) -> None:
-        """Let go of a connection that is closed; the next call connects anew."""
+        """Let go of a connection; the next call looks the name up and connects anew."""
         if self._connection is connection:
             self._connection = None
 

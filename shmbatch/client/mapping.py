@@ -29,7 +29,7 @@ def _window(function: Function) -> int:
 
 def _outcome(call: FunctionCall, return_exceptions: bool) -> Any:
     try:
-        return call.result()
+        return call._result()
     except Exception as error:
         if return_exceptions:
             return error
@@ -76,7 +76,7 @@ def _pop_any(function: Function, pending: deque[FunctionCall]) -> FunctionCall:
             if call.done():
                 del pending[at]
                 return call
-        if not pending[0].wait_any(pending):
+        if not pending[0]._wait_any(pending):
             return pending.popleft()  # its timeout has passed; get() says so
 
 
@@ -137,7 +137,7 @@ async def _read_before_result(
         await asyncio.wait({reading})
         return True
     calls = (pending[0],) if ordered else tuple(pending)
-    result = asyncio.ensure_future(calls[0].wait_any_aio(calls))
+    result = asyncio.ensure_future(calls[0]._wait_any_aio(calls))
     try:
         await asyncio.wait({reading, result}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -153,7 +153,7 @@ async def _pop_aio(pending: deque[FunctionCall], ordered: bool) -> FunctionCall:
             if call.done():
                 del pending[at]
                 return call
-        if not await pending[0].wait_any_aio(pending):
+        if not await pending[0]._wait_any_aio(pending):
             return pending.popleft()
 
 

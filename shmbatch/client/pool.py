@@ -1,4 +1,4 @@
-"""Which connection serves a handle: one for each (address, kind of arrays) and process."""
+"""Which connection serves a handle: one for each address and set of options, in each process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..protocol import control, names
 from ..protocol.spinning import wait_mode
 from .connection import Connection, connect
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 
 _mutex = threading.Lock()  # never held for long
 _connections: dict[_Key, Connection] = {}
@@ -33,8 +33,8 @@ def connection_to(
     Raises:
         as `connection.connect`.
     """
-    key = (names.resolve(address.app), address.function, arrays)
     mode = wait_mode(wait)
+    key = (names.resolve(address.app), address.function, arrays, mode)
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
     with connecting:
@@ -60,6 +60,18 @@ def _usable(connection: Connection) -> bool:
         return False
     connection.dead = control.is_gone(connection.sock, connection.pidfd)
     return not connection.dead
+
+
+def rebind(app: str) -> None:
+    """Have handles connected to *app* look up anew what that name means.
+
+    Connections stay open for the calls that were made over them.
+    """
+    with _mutex:
+        connections = [_connections[key] for key in _connections if key[0] == app]
+    for connection in connections:
+        for handle in list(connection.handles):
+            handle.forget(connection)
 
 
 def forget(app: str) -> None:

@@ -26,7 +26,9 @@ class _VerbMethod:
         self._name = method.__name__
         # A class for each verb, so that binding one creates a single object.
         self._bound: Callable[..., Verb] = type(
-            f"Verb[{self._name}]", (Verb,), {"_twin": staticmethod(twin)}
+            f"Verb[{self._name}]",
+            (Verb,),
+            {"_twin": staticmethod(twin), "__doc__": method.__doc__},
         )
         self.__doc__ = method.__doc__
 

@@ -18,6 +18,7 @@ its reads and writes never wait, and whoever does not read is disconnected.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -37,9 +38,9 @@ from ..errors import (
     UnknownFunction,
     VersionMismatch,
 )
-from ..protocol import PROTOCOL_VERSION, control
+from ..protocol import control
 from ..protocol._core import DRAINING, ExecutorRing
-from ..protocol.layout import LAYOUT_VERSION
+from ..protocol.layout import LAYOUT_VERSION, VERSION
 from ..protocol.transport import ExecutorTransport
 from .loop import Loop
 from .poller import Poller
@@ -59,6 +60,7 @@ class Connection:
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
         self.segment: Any = None
+        self.violated = False
 
     @property
     def attached(self) -> bool:
@@ -110,6 +112,7 @@ class Control:
         self._watched: dict[int, Connection] = {}  # by socket and by pidfd
         self._requests: deque[Callable[[], None]] = deque()
         self._bell_out, self._bell_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._closing = False
         self._refusing = False
         listener.setblocking(False)
@@ -131,15 +134,8 @@ class Control:
         self._request(self._close_listener)
 
     def disconnect(self, connection: Any) -> None:
-        """Stop watching a producer that the loop is about to close. Waits until that is so."""
-        done = threading.Event()
-
-        def forget() -> None:
-            self._forget(connection)
-            done.set()
-
-        self._request(forget)
-        done.wait()
+        """Stop watching a producer, and have the loop detach it. Does not wait."""
+        self._request(lambda: self._lost(connection))
 
     def close(self) -> None:
         """End the thread and close every connection that is left."""
@@ -150,7 +146,7 @@ class Control:
         for connection in set(self._watched.values()):
             connection.close()
         self._poll.close()
-        for fd in (self._bell_out, self._bell_in, self._own_pidfd):
+        for fd in (self._bell_out, self._bell_in, self._own_pidfd, self._reserve_fd):
             os.close(fd)
 
     def _request(self, request: Callable[[], None]) -> None:
@@ -188,8 +184,10 @@ class Control:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError as error:  # it is gone again, or we have no descriptor left
+        except OSError as error:
             log.warning("cannot accept a producer: %s", error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
         try:
             uid = control.peer_credentials(sock).uid
@@ -205,6 +203,18 @@ class Control:
         for fd in (sock.fileno(), connection.pidfd):
             self._watched[fd] = connection
             self._poll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _turn_away(self) -> None:
+        """Hang up on the next producer, for whom no descriptor is left but our reserve.
+
+        Left in the queue, it would wake this thread again at once, for ever.
+        """
+        os.close(self._reserve_fd)
+        try:
+            self._listener.accept()[0].close()
+        except OSError:
+            pass
+        self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _hear(self, connection: Connection, fd: int) -> None:
         try:
@@ -287,10 +297,10 @@ class Control:
             HandshakeError: version, name or signature do not fit.
         """
         version = message.get("version")
-        if version != PROTOCOL_VERSION:
+        if version != VERSION:
             raise VersionMismatch(
-                f"the executor of {self._app!r} speaks version {PROTOCOL_VERSION} of the protocol "
-                f"and this producer version {version}; install one shmbatch in both"
+                f"the executor of {self._app!r} speaks version {VERSION} of the protocol "
+                f"and this producer version {str(version)[:20]}; install one shmbatch in both"
             )
         name = message.get("function")
         function = self._functions.get(name) if isinstance(name, str) else None

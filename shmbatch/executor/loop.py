@@ -47,6 +47,7 @@ class Attached(Protocol):
     segment: ExecutorSegment
     sock: socket.socket
     function: ServedFunction
+    violated: bool  # it broke the protocol and is being disconnected
 
     def close(self) -> None: ...
 
@@ -210,10 +211,11 @@ class Loop:
                     connection.sock.send(b"!", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 except OSError:
                     pass  # full: its event loop has been woken already; closed: it is gone
-            if flags & WAKE_VIOLATION:
+            if flags & WAKE_VIOLATION and not connection.violated:
+                # The core ignores its ring from now on; control forgets it, then it is detached.
+                connection.violated = True
                 log.error("a producer of %s broke the protocol", connection.function.address)
                 self._disconnect(connection)
-                self.detach(connection)
 
     def _tell(self, status: int) -> None:
         for ring in self._connections:

@@ -58,16 +58,16 @@ def serve(
         listener = stack.enter_context(_listen(str(lock.socket_path)))
         signals = stack.enter_context(_Signals())
         definitions = load()
-        sleeping = executor_transport(transport)
-        stack.callback(sleeping.close)
-        poller = Poller(sleeping, mode)
+        half = executor_transport(transport)
+        stack.callback(half.close)
+        poller = Poller(half, mode)
         stack.callback(poller.close)
         events = None
         if any(each.is_async for each in definitions):
             events = asyncio.new_event_loop()
             stack.callback(events.close)
         functions = [
-            ServedFunction(each, f"{name}.{each.name}", Cpu(), events, sleeping.max_capacity)
+            ServedFunction(each, f"{name}.{each.name}", Cpu(), events, half.max_capacity)
             for each in definitions
         ]
         for function in functions:
@@ -79,7 +79,7 @@ def serve(
             loop.drain()
 
         def abort(status: int) -> None:
-            sleeping.close()
+            half.close()
             lock.close()
             os._exit(status)
 
@@ -93,7 +93,7 @@ def serve(
             listener,
             name,
             {each.definition.name: each for each in functions},
-            sleeping,
+            half,
             loop,
             poller,
             stop,

@@ -1594,6 +1594,8 @@ batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
             int sleeping = ring_complete(&ring->ring, at->index, at->generation, at->outcome,
                                          at->error_nbytes);
             if (sleeping == RING_VIOLATION) {
+                ring->broken = true; /* drain ignores it from now on */
+                ring->ring.waiting_head = ring->ring.waiting_tail;
                 flags |= WAKE_VIOLATION;
                 continue;
             }

@@ -9,6 +9,8 @@ A segment belongs to one (producer, function) pair::
     offset   field              type    stored by   meaning
     ------   ----------------   -----   ---------   -------------------------------------------
          0   magic              u64     executor    "shmbatch", for people with a debugger
+         8   layout_version     u32     executor    LAYOUT_VERSION, for the same people
+        12   capacity           u32     executor    slots, likewise; nobody reads it back
         64   status             u32     executor    open, draining, closed
         68   active             u32     executor    producers that called lately
        128   tail               u32     producer    slot indices published so far
@@ -45,7 +47,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import PROTOCOL_VERSION
+
 LAYOUT_VERSION = 1
+# What both sides must have in common: of the control messages, and of the segments.
+VERSION = f"{PROTOCOL_VERSION}.{LAYOUT_VERSION}"
 
 CACHE_LINE = 64
 HEADER_NBYTES = 384

@@ -37,8 +37,10 @@
  *   withdraw    P counts after CANCELLED           ->  X loads the count before it sweeps
  *
  * Every sleep is announced in the word it sleeps on, by one read-modify-write, so coherence of
- * that one word is all a wake-up needs: no fence, no second flag that a killed waker could have
- * cleared. Only the sleeper takes its own announcement back.
+ * that one word decides who must be woken: no fence, no second flag that a killed waker could
+ * have cleared. Only the sleeper takes its own announcement back. The bell's quorum, which says
+ * from which ring on a wake-up is worth it, stands in a word of its own: it is stored before the
+ * announcement, and the announcement's own read-modify-write releases it.
  *
  * Invariants (tests and comments cite them):
  *

@@ -51,8 +51,13 @@ def test_an_image_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError) as caught:
         shmbatch.App(image="debian")
     assert str(caught.value) == (
-        "App takes no image=: everything runs on this machine, as it is; drop it"
+        "there is no image=: everything runs on this machine, as it is; drop it"
     )
+
+
+def test_an_image_of_a_function_is_refused_with_the_same_reason() -> None:
+    with pytest.raises(ConfigError, match="^there is no image="):
+        shmbatch.App("app").function(image="debian")
 
 
 def test_other_options_of_an_app_are_refused_by_name() -> None:

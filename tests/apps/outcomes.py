@@ -1,4 +1,4 @@
-"""Functions that go wrong in every way that DESIGN section 4 lists."""
+"""Functions that go wrong in every way that docs/explanation/guarantees.md lists."""
 
 # ruff: noqa: F722 - jaxtyping reads these strings
 

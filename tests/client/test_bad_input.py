@@ -428,7 +428,7 @@ def test_a_producer_of_another_version_is_refused(adding: Served) -> None:
         assert reply == {
             "kind": "refused",
             "error": "VersionMismatch",
-            "message": "the executor of 'calls' speaks version 1 of the protocol and this "
+            "message": "the executor of 'calls' speaks version 1.1 of the protocol and this "
             "producer version 7; install one shmbatch in both",
         }
         with pytest.raises(EOFError):

@@ -1,4 +1,4 @@
-"""What each caller gets when things go wrong: DESIGN section 4, row by row."""
+"""What each caller gets when things go wrong: docs/explanation/guarantees.md, row by row."""
 
 from __future__ import annotations
 

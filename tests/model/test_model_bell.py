@@ -1,6 +1,6 @@
 """Decides whether the bell can lose a wake-up: two producers, one executor that sleeps on it.
 
-DESIGN promises that a producer can be killed at any instruction and only its own calls are
+It is promised that a producer can be killed at any instruction and only its own calls are
 lost. Here that means: from every reachable state the executor still gets to drain whatever a
 live producer has published, though no sleep ever ends by itself (the time slices of the product
 are a safety net, and the models do without). Here every call is worth a wake-up; when one is not
