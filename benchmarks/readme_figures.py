@@ -8,6 +8,7 @@ Replaces what stands between the two marks; the tests hold the README against it
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks._report import HERE
 
 README = HERE.parent / "README.md"
 RESULTS = HERE / "results"
+WIDTH = 120  # of the README's lines
 BEGIN = "<!-- figures: written by `python -m benchmarks.readme_figures` -->\n"
 END = "<!-- end of figures -->\n"
 
@@ -32,15 +34,16 @@ def fragment(results: Path = RESULTS) -> str:
     tiny = _ratio(throughput, "tiny, calls/s: shmbatch / UNIX sockets, coalesced")
     image = _ratio(throughput, "image, calls/s: shmbatch / UNIX sockets, coalesced")
     machine = roundtrip["machine"]
-    return (
+    sentence = (
         f"A lone 16-byte call and its answer take {lone:.1f} µs (p50), {_times(pipe)} less "
-        f"than over a `multiprocessing.Pipe`;\nfour producers with eight calls each in flight "
-        f"get {round(rate, -3):,.0f} answers a second, {_times(tiny)} what the best\n"
+        f"than over a `multiprocessing.Pipe`; four producers with eight calls each in flight "
+        f"get {round(rate, -3):,.0f} answers a second, {_times(tiny)} what the best "
         f"hand-written batching loop over UNIX sockets gives them ({_times(image)} for images of "
-        f"602 KB)\n({machine['cpu']}, {machine['cpus_usable']} CPUs, {machine['kernel']}, "
-        f"{machine['python']}, {machine['date'][:10]};\n"
-        f"[method and all figures](benchmarks/README.md)).\n"
+        f"602 KB) ({machine['cpu']}, {machine['cpus_usable']} CPUs, {machine['kernel']}, "
+        f"{machine['python']}, {machine['date'][:10]}; "
+        f"[method and all figures](benchmarks/README.md))."
     )
+    return textwrap.fill(sentence, WIDTH, break_on_hyphens=False) + "\n"
 
 
 def replaced(readme: str, text: str) -> str:

@@ -27,6 +27,7 @@ def sockets_directory() -> Iterator[Path]:
             patch.delenv(name, raising=False)
         yield path
         left = sorted(entry.name for entry in path.iterdir())
+        left += sorted(processes.shared_memory())  # of executors that modules share, too
     shutil.rmtree(path)
     assert left == [], "names are left"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from shmbatch.client import pool
 PATIENCE_S = 20
 APPS = Path(__file__).parent / "apps"
 ROOT = APPS.parents[1]
+NOTING = ROOT / "tests" / "noting"
 
 # What a leaked descriptor of ours would be.
 _OURS = ("socket:", "pipe:", "anon_inode:[pidfd]", "anon_inode:[eventpoll]", "/memfd:", "/dev/shm")
@@ -27,7 +29,7 @@ _OURS = ("socket:", "pipe:", "anon_inode:[pidfd]", "anon_inode:[eventpoll]", "/m
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment, in which a child finds the package and the apps."""
-    paths = [str(ROOT), str(APPS), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(APPS), str(NOTING), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | extra
 
 
@@ -53,23 +55,20 @@ def readable(fd: int, what: str) -> None:
     assert poll.poll(PATIENCE_S * 1000), f"not within {PATIENCE_S} s: {what}"
 
 
-ours = {os.getpid()}  # every process that this one has started, and itself
-
-
 @contextmanager
 def recording() -> Iterator[None]:
-    """Note every process that `subprocess` starts."""
-    start = subprocess.Popen.__init__
+    """Have every Python process that comes from this one note that it does."""
+    with tempfile.NamedTemporaryFile(prefix="shmb-pids-") as pids:
+        os.environ["SHMBATCH_TEST_PIDS"] = pids.name
+        try:
+            yield
+        finally:
+            del os.environ["SHMBATCH_TEST_PIDS"]
 
-    def noted(self: subprocess.Popen[Any], *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
-        ours.add(self.pid)
 
-    subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+def recorded() -> set[int]:
+    """Every process that this one has started, and that those have, since `recording`."""
+    return set(map(int, Path(os.environ["SHMBATCH_TEST_PIDS"]).read_text().split()))
 
 
 class Served:
@@ -335,10 +334,16 @@ def children() -> set[int]:
 
 
 def shared_memory() -> set[str]:
-    """Entries of /dev/shm that this process or one that it started has made."""
-    makers = {f"{prefix}shmbatch-{pid}" for pid in ours for prefix in ("", "sem.")}
-    return {
-        entry.name
-        for entry in Path("/dev/shm").iterdir()
-        if entry.name.rpartition("-")[0] in makers
-    }
+    """Entries of /dev/shm that this process has made, or that a dead one which came from it left.
+
+    A live one may be in the middle of a handshake.
+    """
+    entries: dict[int, set[str]] = {}
+    for entry in Path("/dev/shm").iterdir():
+        maker = re.fullmatch(r"(?:sem\.)?shmbatch-(\d+)-\w+", entry.name)
+        if maker is not None:
+            entries.setdefault(int(maker[1]), set()).add(entry.name)
+    if not entries:
+        return set()
+    makers = {os.getpid()} | {pid for pid in recorded() if not Path(f"/proc/{pid}").exists()}
+    return {name for pid in entries.keys() & makers for name in entries[pid]}

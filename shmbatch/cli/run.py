@@ -8,12 +8,24 @@ from pathlib import Path
 
 import click
 
+from ..protocol.spinning import MODES
+
 
 @click.command("run")
 @click.argument("target", metavar="FILE[::ENTRYPOINT]")
 @click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
-@click.option("--transport", type=click.Choice(["linux", "posix"]), envvar="SHMBATCH_TRANSPORT")
-@click.option("--wait", type=click.Choice(["auto", "spin", "park"]), envvar="SHMBATCH_WAIT")
+@click.option(
+    "--transport",
+    type=click.Choice(["linux", "posix"]),  # TRANSPORTS would import the core
+    envvar="SHMBATCH_TRANSPORT",
+    help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
+)
+@click.option(
+    "--wait",
+    type=click.Choice(MODES),
+    envvar="SHMBATCH_WAIT",
+    help="How executor and producers wait; auto by default. [env: SHMBATCH_WAIT]",
+)
 def command(target: str, app_name: str | None, transport: str | None, wait: str | None) -> None:
     """Start FILE's executor, run its entrypoint, drain, stop.
 

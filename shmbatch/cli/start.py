@@ -14,6 +14,7 @@ import click
 
 from ..contract.definition import Definition
 from ..errors import LoadError, ShmbatchError
+from ..protocol.spinning import MODES
 
 
 @click.command("start")
@@ -22,7 +23,7 @@ from ..errors import LoadError, ShmbatchError
 @click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
 @click.option(
     "--transport",
-    type=click.Choice(["linux", "posix"]),
+    type=click.Choice(["linux", "posix"]),  # TRANSPORTS would import the core
     default="linux",
     envvar="SHMBATCH_TRANSPORT",
     show_default=True,
@@ -30,11 +31,12 @@ from ..errors import LoadError, ShmbatchError
 )
 @click.option(
     "--wait",
-    type=click.Choice(["auto", "spin", "park"]),
+    type=click.Choice(MODES),
     default="auto",
     envvar="SHMBATCH_WAIT",
     show_default=True,
-    help="How to wait for calls. [env: SHMBATCH_WAIT]",
+    help="How the executor waits for calls: auto spins where a CPU is spare, spin always does, "
+    "park never. [env: SHMBATCH_WAIT]",
 )
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--supervisor-fd", type=int, hidden=True)

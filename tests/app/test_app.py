@@ -56,7 +56,7 @@ def test_an_image_is_refused_with_the_reason() -> None:
 
 
 def test_an_image_of_a_function_is_refused_with_the_same_reason() -> None:
-    with pytest.raises(ConfigError, match="^there is no image="):
+    with pytest.raises(ConfigError, match=r"^there is no image="):
         shmbatch.App("app").function(image="debian")
 
 

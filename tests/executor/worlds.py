@@ -74,6 +74,7 @@ class Producer:
     outstanding: list[Call] = field(default_factory=list)  # not yet collected
     gone: bool = False
     closed: bool = False
+    violated: bool = False
     woken: int = 0
     heard: int = 0
 
@@ -192,10 +193,15 @@ class World:
             )
             for number, plan in enumerate(plans)
         ]
-        self.loop = Loop(self.functions, self, self.events, self.disconnected.append)  # type: ignore[arg-type]
+        self.loop = Loop(self.functions, self, self.events, self._disconnect)  # type: ignore[arg-type]
         self.producers = [
             self.attach(number) for number, plan in enumerate(plans) for _ in range(plan.producers)
         ]
+
+    def _disconnect(self, connection: Any) -> None:
+        """As the control thread does: forget it, then have the loop detach it."""
+        self.disconnected.append(connection)
+        self.loop.post(lambda: self.loop.detach(connection))
 
     # ---- producers and actions ----
 

@@ -33,9 +33,7 @@ capacities = st.integers(1, 300) | st.sampled_from([511, 512, 513, 131_071, 131_
 column_sizes = st.lists(st.integers(0, 5000), min_size=2, max_size=6)
 
 
-@pytest.mark.parametrize(
-    ("offset", "field"), [row for row in SEGMENT_ROWS if row[1] not in SHOWN]
-)
+@pytest.mark.parametrize(("offset", "field"), [row for row in SEGMENT_ROWS if row[1] not in SHOWN])
 def test_the_segment_diagram_shows_the_constants(offset: str, field: str) -> None:
     assert getattr(layout, field.upper()) == int(offset)
 

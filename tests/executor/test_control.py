@@ -1,0 +1,580 @@
+"""The real control thread, loop and listener in this process, and producers that misbehave.
+
+Whatever one of them does ends its own connection at most: each test looks whether others are
+still served, and the fixture of all tests whether a descriptor is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import shmbatch
+from shmbatch.contract.batching import BatchParameters
+from shmbatch.contract.definition import Definition
+from shmbatch.executor import control as executor_control
+from shmbatch.executor.control import Connection, Control
+from shmbatch.executor.loop import Loop
+from shmbatch.executor.poller import Poller
+from shmbatch.executor.served import ServedFunction
+from shmbatch.executor.staging import Cpu
+from shmbatch.protocol import PROTOCOL_VERSION, control, layout, names
+from shmbatch.protocol._core import PARKED, Bell
+from shmbatch.protocol.transport import executor_transport, producer_transport
+from tests import processes, rings
+from tests.processes import PATIENCE_S
+
+NAME = "control"
+SLOTS = 16
+
+
+def attach(**fields: Any) -> dict[str, Any]:
+    """What a producer of function `add` says first."""
+    return {
+        "kind": "attach",
+        "version": PROTOCOL_VERSION,
+        "layout": layout.LAYOUT_VERSION,
+        "function": "add",
+        "signature": None,
+    } | fields
+
+
+class Executor:
+    """An executor that serves `add`, on threads of this process."""
+
+    def __init__(self, transport: str, supervisor_fd: int | None) -> None:
+        self.path = names.socket_path(NAME)
+        self.stops: queue.Queue[bool] = queue.Queue()
+        self.transport = executor_transport(transport)
+        self.poller = Poller(self.transport, "park")
+        self.function = ServedFunction(
+            Definition(
+                "add",
+                lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
+                rings.ADD,
+                BatchParameters(4, 0),
+                SLOTS,
+            ),
+            f"{NAME}.add",
+            Cpu(),
+            None,
+            self.transport.max_capacity,
+        )
+        self.loop = Loop(
+            [self.function], self.poller, None, lambda each: self.control.disconnect(each)
+        )
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.path))
+        self.listener.listen(512)
+        self.control = Control(
+            self.listener,
+            NAME,
+            {"add": self.function},
+            self.transport,
+            self.loop,
+            self.poller,
+            self.stops.put,
+            supervisor_fd,
+        )
+        self.thread = threading.Thread(target=self.loop.run)
+        self.control.start()
+        self.thread.start()
+
+    def call(self, what: Callable[[], None]) -> None:
+        """Have something done by the loop's thread, and wait for that."""
+        done = threading.Event()
+
+        def command() -> None:
+            what()
+            done.set()
+
+        self.loop.post(command)
+        assert done.wait(PATIENCE_S)
+
+    def serves(self) -> None:
+        """A producer that behaves gets its results, and whoever asks gets an answer."""
+        add = shmbatch.connect(f"{NAME}.add", timeout=0)
+        assert [add.remote(x, 1) for x in range(5)] == [1, 2, 3, 4, 5]
+        assert shmbatch.statistics(NAME)["add"]["producers"] >= 1
+
+    def close(self) -> None:
+        processes.hang_up()
+        processes.wait_until(lambda: not self.control._watched, "everybody is gone")
+        self.loop.post(self.loop.drain)
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        while self.loop._commands:  # of those who left after its end
+            self.loop._commands.popleft()()
+        self.control.close()
+        self.function.close()
+        self.poller.close()
+        self.transport.close()
+        self.path.unlink()
+
+
+@contextmanager
+def serving(transport: str = "linux", supervisor_fd: int | None = None) -> Iterator[Executor]:
+    executor = Executor(transport, supervisor_fd)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """An error in a log record has a traceback, in whose frames everything lives on."""
+    yield
+    for when in ("setup", "call"):
+        caplog.get_records(when).clear()
+
+
+@pytest.fixture
+def executor(nothing_logged_is_kept: None) -> Iterator[Executor]:
+    with serving() as executor:
+        yield executor
+
+
+class Raw:
+    """A producer that says what the test has it say."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(PATIENCE_S)
+        self.sock.connect(str(names.socket_path(NAME)))
+
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        self.send_bytes(msgspec.msgpack.encode(message), fds)
+
+    def send_bytes(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        rights = struct.pack(f"{len(fds)}i", *fds)
+        self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
+
+    def hear(self, max_fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+        return control.receive(self.sock, max_fds)
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.send(message)
+        return self.hear()[0]
+
+    def attach(self) -> tuple[dict[str, Any], list[int]]:
+        """Attach as far as the welcome, and return that with its descriptors."""
+        self.send(attach())
+        welcome, fds = self.hear(4)
+        assert welcome["kind"] == "welcome"
+        return welcome, fds
+
+    def asks_until_hung_up_on(self) -> Iterator[None]:
+        """Ask for statistics and read no answer, again and again."""
+        try:
+            while True:
+                self.send({"kind": "statistics"})
+                yield
+        except ConnectionError:
+            pass
+
+    def is_hung_up_on(self) -> None:
+        """Wait until the executor has closed the connection, everything it said being read."""
+        with pytest.raises(EOFError):
+            self.hear()
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.sock.close()
+
+
+def shut(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+# ---- who is refused --------------------------------------------------------------------------
+
+
+def test_a_producer_of_another_user_is_refused(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor.serves()
+    with monkeypatch.context() as patch:
+        somebody = control.Credentials(os.getpid(), os.geteuid() + 1, os.getegid())
+        patch.setattr(executor_control.control, "peer_credentials", lambda sock: somebody)
+        with Raw() as stranger:
+            stranger.is_hung_up_on()
+    assert f"refused a producer of uid {os.geteuid() + 1}" in caplog.text
+    executor.serves()
+
+
+def test_a_producer_that_cannot_be_watched_is_refused(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        OSError(errno.EMFILE, "Too many open files"),
+        EOFError("dead"),
+        shmbatch.errors.HandshakeError("cannot be watched"),
+    ):
+
+        def fails(sock: socket.socket, error: Exception = error) -> int:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(executor_control.control, "peer_pidfd", fails)
+            with Raw() as stranger:
+                stranger.is_hung_up_on()
+    executor.serves()
+
+
+OTHER = rings.signature("int", "float").to_message()
+
+REFUSED = {
+    "another version": (
+        attach(version=PROTOCOL_VERSION + 1),
+        "VersionMismatch",
+        rf"version {PROTOCOL_VERSION} .* version {PROTOCOL_VERSION + 1}",
+    ),
+    "another layout": (
+        attach(layout=layout.LAYOUT_VERSION + 1),
+        "VersionMismatch",
+        rf"layout {layout.LAYOUT_VERSION} .* layout {layout.LAYOUT_VERSION + 1}",
+    ),
+    "no version": (
+        {"kind": "attach", "function": "add"},
+        "VersionMismatch",
+        rf"version {PROTOCOL_VERSION} .* version None",
+    ),
+    "a version of 100 KB": (attach(version="9" * 100_000), "VersionMismatch", "version '999"),
+    "an unknown function": (attach(function="sub"), "UnknownFunction", r"no .* 'sub'; .* 'add'"),
+    "no function": (attach(function=None), "UnknownFunction", "no function 'None'"),
+    "a list as function": (attach(function=["add"]), "UnknownFunction", "no function"),
+    "a function of 100 KB": (attach(function="f" * 100_000), "UnknownFunction", "'ffff"),
+    "another signature": (
+        attach(signature=OTHER),
+        "SignatureMismatch",
+        r"list\[int\]\) -> .* in the executor and .*list\[float\]\) -> ",
+    ),
+    "a malformed signature": (attach(signature={"parameters": 5}), "HandshakeError", "signature"),
+    "a number as signature": (attach(signature=1), "HandshakeError", "signature"),
+    "a kind of its own": ({"kind": "dance"}, "HandshakeError", "kind 'dance' makes no sense"),
+    "a kind of 100 KB": ({"kind": "d" * 100_000}, "HandshakeError", "kind 'dddd"),
+    "attached before attach": ({"kind": "attached"}, "HandshakeError", "kind 'attached'"),
+    "an executor's message": ({"kind": "welcome"}, "HandshakeError", "kind 'welcome'"),
+    "no kind": ({"version": 1}, "HandshakeError", "no text 'kind'"),
+    "a number as kind": ({"kind": 1}, "HandshakeError", "no text 'kind'"),
+    "no MessagePack": (b"\xc1garbage", "HandshakeError", "malformed"),
+    "no map": (msgspec.msgpack.encode([1, 2]), "HandshakeError", "malformed"),
+    "a map a thousand deep": (
+        b"\x81\xa1k" * 1000 + b"\x80",
+        "HandshakeError",
+        "malformed|no text",
+    ),
+    "200 KB": (bytes(200_000), "HandshakeError", f"the {control.MESSAGE_LIMIT} bytes allowed"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_message_that_makes_no_sense_is_refused_with_the_reason(
+    executor: Executor, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    message, error, reason = REFUSED[what]
+    with Raw() as raw:
+        raw.send_bytes(message if isinstance(message, bytes) else msgspec.msgpack.encode(message))
+        reply, _ = raw.hear()
+        assert (reply["kind"], reply["error"]) == ("refused", error)
+        assert re.search(reason, reply["message"]), reply["message"]
+        assert len(reply["message"]) < 5000
+        raw.is_hung_up_on()
+    assert "Traceback" not in caplog.text
+    executor.serves()
+
+
+@pytest.mark.parametrize("again", [attach(), {"kind": "welcome"}, b"\xc1"])
+def test_nonsense_after_attaching_ends_the_connection_too(
+    executor: Executor, again: dict[str, Any] | bytes
+) -> None:
+    executor.serves()
+    with Raw() as raw:
+        _, fds = raw.attach()
+        raw.send({"kind": "attached"})
+        raw.send({"kind": "attached"})  # harmless
+        assert raw.ask({"kind": "statistics"})["functions"]["add"]["producers"] == 2
+        raw.send_bytes(again if isinstance(again, bytes) else msgspec.msgpack.encode(again))
+        assert raw.hear()[0]["kind"] == "refused"
+        raw.is_hung_up_on()
+        shut(fds)
+    processes.wait_until(lambda: executor.function.inbox.count == 1, "it is detached")
+    executor.serves()
+
+
+def test_a_signature_of_100_kb_is_refused_with_a_short_reason(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = rings.ADD.to_message()
+    theirs["parameters"][0]["name"] = "x" * 100_000
+    with Raw() as raw:
+        raw.send(attach(signature=theirs))
+        reply, _ = raw.hear()
+        assert reply["kind"] == "refused"
+        assert len(reply["message"]) < 5000
+        raw.is_hung_up_on()
+    assert "Traceback" not in caplog.text
+    executor.serves()
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC, errno.EMFILE])
+def test_where_a_segment_has_no_room_the_producer_hears_the_numbers(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def create(nbytes: int, capacity: int) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    executor.serves()
+    processes.hang_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.transport, "create", create)
+        with pytest.raises(shmbatch.errors.HandshakeError) as caught:
+            shmbatch.connect(f"{NAME}.add", timeout=0)
+    said = str(caught.value)
+    for fact in (f"{SLOTS} slots", f"{executor.function.layout.nbytes} bytes"):
+        assert fact in said
+    for fact in ("'control.add'", os.strerror(number), "slots="):
+        assert fact in said
+    executor.serves()  # there is room again
+
+
+# ---- who does not play along -----------------------------------------------------------------
+
+
+def test_a_producer_that_does_not_read_is_disconnected_and_others_are_served(
+    executor: Executor,
+) -> None:
+    executor.serves()
+    asked = 0
+    with Raw() as deaf:
+        for _ in deaf.asks_until_hung_up_on():
+            asked += 1
+            if asked % 5 == 0:
+                executor.serves()
+        assert asked > 1
+        assert deaf.hear()[0]["kind"] == "statistics"  # what was said before is there
+    executor.serves()
+
+
+def test_an_attached_producer_that_does_not_read_is_detached(executor: Executor) -> None:
+    executor.serves()
+    with Raw() as deaf:
+        _, fds = deaf.attach()
+        deaf.send({"kind": "attached"})
+        assert sum(1 for _ in deaf.asks_until_hung_up_on()) > 1
+        shut(fds)
+        processes.wait_until(lambda: executor.function.inbox.count == 1, "it is detached")
+    executor.serves()
+
+
+def test_a_producer_that_connects_and_never_speaks_is_in_nobodys_way(executor: Executor) -> None:
+    silent = [Raw() for _ in range(20)]
+    executor.serves()
+    for raw in silent:
+        raw.sock.close()
+    processes.wait_until(
+        lambda: (
+            {each.pidfd for each in executor.control._watched.values()} != set()
+            and len(executor.control._watched) == 2
+        ),
+        "all but the one that behaves are forgotten",
+    )
+    executor.serves()
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_descriptors_that_a_producer_sends_are_closed(
+    executor: Executor, count: int, when: str
+) -> None:
+    out, into = os.pipe()
+    with Raw() as raw:
+        if when == "after":
+            _, fds = raw.attach()
+            shut(fds)
+        raw.send(attach() if when == "before" else {"kind": "attached"}, (into,) * count)
+        os.close(into)
+        assert raw.hear()[0]["kind"] == "refused"
+        raw.is_hung_up_on()
+        # End of file is only where nobody has a copy of the other end.
+        processes.readable(out, "every copy is closed")
+        assert os.read(out, 1) == b""
+    os.close(out)
+    executor.serves()
+
+
+@pytest.mark.parametrize("transport", ["linux", "posix"])
+@pytest.mark.parametrize("stage", ["connected", "asked", "welcomed", "attached"])
+def test_a_producer_may_hang_up_at_any_moment_of_the_handshake(transport: str, stage: str) -> None:
+    with serving(transport) as executor:
+        executor.serves()
+        processes.wait_until(
+            lambda: len(executor.control._watched) == 2, "who asked for statistics is forgotten"
+        )
+        shared = processes.shared_memory()
+        before = processes.descriptors()
+        for _ in range(5):
+            with Raw() as raw:
+                if stage == "asked":
+                    raw.send(attach())
+                elif stage != "connected":
+                    _, fds = raw.attach()
+                    shut(fds)
+                if stage == "attached":
+                    raw.send({"kind": "attached"})
+        executor.serves()  # after those five were accepted, since the queue has an order
+        processes.wait_until(lambda: executor.function.inbox.count == 1, "they are detached")
+        processes.wait_until(lambda: processes.descriptors() == before, "descriptors are closed")
+        processes.wait_until(lambda: processes.shared_memory() == shared, "names are removed")
+
+
+@pytest.mark.parametrize("transport", ["linux", "posix"])
+def test_a_producer_that_is_gone_before_its_welcome_leaves_nothing(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(transport) as executor:
+        before = processes.descriptors()
+        create = executor.transport.create
+        created = threading.Event()
+        raw = Raw()
+
+        def creates(nbytes: int, capacity: int) -> Any:
+            raw.sock.close()
+            created.set()
+            return create(nbytes, capacity)
+
+        monkeypatch.setattr(executor.transport, "create", creates)
+        raw.send(attach())
+        assert created.wait(PATIENCE_S)
+        monkeypatch.undo()
+        processes.wait_until(lambda: not executor.control._watched, "it is forgotten")
+        executor.serves()
+        processes.hang_up()
+        processes.wait_until(
+            lambda: processes.descriptors().items() <= before.items(), "descriptors are closed"
+        )
+
+
+def test_a_fault_of_the_control_thread_ends_one_connection_only(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Control, connection: Connection, message: dict[str, Any]) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "_answer", broken)
+        with Raw() as raw:
+            raw.send({"kind": "statistics"})
+            raw.is_hung_up_on()
+    assert "RuntimeError: a bug" in caplog.text
+    executor.serves()
+
+
+# ---- who violates the protocol ---------------------------------------------------------------
+
+
+def watched_by_epoll(executor: Executor) -> set[int]:
+    """The descriptors in the control thread's epoll, as the kernel knows them."""
+    info = Path(f"/proc/self/fdinfo/{executor.control._poll.fileno()}").read_text()
+    return {int(fd) for fd in re.findall(r"^tfd:\s*(\d+)", info, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("transport", ["linux", "posix"])
+@pytest.mark.parametrize("how", ["violates", "leaves"])
+def test_descriptors_leave_the_epoll_before_they_are_closed(
+    transport: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A descriptor that a fork holds too would be heard of for ever, under a number of others."""
+    closed: queue.Queue[tuple[set[int], set[int]]] = queue.Queue()
+    close = Connection.close
+
+    with serving(transport) as executor:
+        executor.serves()
+
+        def closes(self: Connection) -> None:
+            if self.segment is not None and self.sock.fileno() >= 0:
+                closed.put(({self.sock.fileno(), self.pidfd}, watched_by_epoll(executor)))
+            close(self)
+
+        monkeypatch.setattr(Connection, "close", closes)
+        with Raw() as raw:
+            welcome, fds = raw.attach()
+            producer = producer_transport(welcome["offer"], fds[2:])
+            raw.send({"kind": "attached"})
+            raw.ask({"kind": "statistics"})
+            attached = executor.function.inbox.count
+            assert attached == 2
+            if how == "violates":
+                struct.pack_into("=I", producer.memory, layout.TAIL, SLOTS + 1)
+                if Bell(producer.bell_memory).ring() & PARKED:
+                    producer.wake_executor()
+                raw.is_hung_up_on()
+            shut(fds)
+        mine, watched = closed.get(timeout=PATIENCE_S)
+        assert not mine & watched
+        assert {executor.listener.fileno()} <= watched  # so it was the right one to look at
+        monkeypatch.undo()
+        assert ("broke the protocol" in caplog.text) == (how == "violates")
+        processes.wait_until(lambda: executor.function.inbox.count == 1, "it is detached")
+        executor.serves()
+
+
+# ---- how it ends -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_who_asks_for_a_stop_is_answered_and_heard(executor: Executor, now: bool) -> None:
+    with Raw() as raw:
+        assert raw.ask({"kind": "stop", "now": now}) == {"kind": "stopping", "pid": os.getpid()}
+        assert executor.stops.get(timeout=PATIENCE_S) is now
+        # Draining is the owner's business: until then it serves.
+        assert raw.ask({"kind": "stop"})["kind"] == "stopping"
+        assert executor.stops.get(timeout=PATIENCE_S) is False
+    executor.serves()
+
+
+def test_a_stop_is_heard_though_nobody_reads_the_answer(executor: Executor) -> None:
+    with Raw() as raw:
+        raw.send({"kind": "stop"})
+    assert executor.stops.get(timeout=PATIENCE_S) is False
+
+
+def test_when_the_supervisor_goes_a_drain_is_asked_for_once() -> None:
+    out, into = os.pipe()
+    with serving(supervisor_fd=out) as executor:
+        executor.serves()
+        assert executor.stops.empty()
+        os.close(into)
+        assert executor.stops.get(timeout=PATIENCE_S) is False
+        executor.serves()
+        assert executor.stops.empty()
+    os.close(out)
+
+
+def test_once_it_refuses_nobody_gets_in_and_who_is_in_stays(executor: Executor) -> None:
+    executor.serves()
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    with Raw() as early:
+        early.ask({"kind": "statistics"})  # accepted, not attached
+        executor.call(executor.control.refuse)
+        early.send(attach())
+        early.is_hung_up_on()
+    with pytest.raises(ConnectionRefusedError):
+        Raw()
+    assert add.remote(1, 2) == 3

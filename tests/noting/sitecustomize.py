@@ -1,0 +1,9 @@
+"""Python imports this by itself when it starts: each process of a test session notes its number,
+so that what it leaves in /dev/shm can be told from what other sessions leave."""
+
+import os
+
+if path := os.environ.get("SHMBATCH_TEST_PIDS"):
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    os.close(fd)
