@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from shmbatch.cli import run, start
+from shmbatch.protocol.transport import TRANSPORTS
 from tests.programs import FIRST_PROGRAM, SERVED, Watched, line, ran, started, written
 
 PRINT_PID = """
@@ -236,6 +239,12 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     result = ran(*arguments)
     assert (result.stdout, result.returncode) == ("", 2)
     assert "Usage:" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [run, start])
+def test_the_transports_to_choose_from_are_those_there_are(verb: ModuleType) -> None:
+    (option,) = (each for each in verb.command.params if each.name == "transport")
+    assert tuple(option.type.choices) == TRANSPORTS
 
 
 def test_help_and_version_are_status_0() -> None:
