@@ -70,6 +70,7 @@ class Loop:
         disconnect: Callable[[Attached], None],
     ) -> None:
         self._functions = functions
+        self._attended: list[ServedFunction] = []  # those with producers, or still in flight
         self._poller = poller
         self._events = events
         self._disconnect = disconnect
@@ -92,6 +93,7 @@ class Loop:
     def attach(self, connection: Attached) -> None:
         self._connections[connection.ring] = connection
         connection.function.inbox.attach(connection.ring)
+        self._attend()
         if self._draining:
             connection.ring.set_status(DRAINING)
 
@@ -99,7 +101,12 @@ class Loop:
         """Drop a producer: its waiting calls never run, its launched ones run for nobody."""
         if self._connections.pop(connection.ring, None) is not None:
             connection.function.inbox.detach(connection.ring)
+            self._attend()
         connection.close()
+
+    def _attend(self) -> None:
+        """A turn costs as much as there are functions to look at; look at no more than needed."""
+        self._attended = [each for each in self._functions if each.inbox.count or each.flights]
 
     def drain(self) -> None:
         """Refuse new calls, run those that were published, then end `run`."""
@@ -153,7 +160,7 @@ class Loop:
         total = 0
         missing = _MANY
         completed = in_flight = False
-        for function in self._functions:
+        for function in self._attended:
             inbox, batcher = function.inbox, function.batcher
             waiting = inbox.drain(at_ns)
             total += waiting
@@ -176,13 +183,13 @@ class Loop:
                 # wait_ms finds the first of them in time, so it need not wake us.
                 function.expects_calls = False
                 until_ns = min(until_ns, at_ns + batcher.wait_ns)
-            elif inbox.count:
+            else:
                 missing = 1  # the first call starts a clock that we have to see
                 continue
             missing = min(missing, batcher.missing)
         self._missing = missing
         launched = chosen.launch() if chosen is not None else 0
-        for function in self._functions:
+        for function in self._attended:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
             # launched: the turn that finds no more to launch, or no more room, completes it.
@@ -197,7 +204,7 @@ class Loop:
         return IDLE_NS if launched == total and not in_flight else NOW_NS
 
     def _in_flight(self) -> bool:
-        return any(function.flights for function in self._functions)
+        return any(function.flights for function in self._attended)
 
     def _wake(self, wakes: Sequence[Wake]) -> None:
         for ring, flags, threads, slots in wakes:
@@ -224,9 +231,9 @@ class Loop:
     def _tell_active(self, at_ns: int) -> None:
         self._told_ns = at_ns
         active = sum(
-            function.inbox.count_active(at_ns - _ACTIVE_FOR_NS) for function in self._functions
+            function.inbox.count_active(at_ns - _ACTIVE_FOR_NS) for function in self._attended
         )
         if active != self._poller.active:
             self._poller.active = active
-            for function in self._functions:
+            for function in self._attended:
                 function.inbox.tell_active(active)

@@ -68,3 +68,10 @@ async def many_later(
     for _ in range(keys[0] % 3):
         await asyncio.sleep(0)
     return _trace(keys, values, rows)
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=8, wait_ms=1)
+def picky(xs: list[int]) -> list[int]:
+    """Returns an exception object for each third number."""
+    return [7 * x if x % 3 else ValueError(x) for x in xs]  # type: ignore[misc]

@@ -152,7 +152,11 @@ class Raw:
     def __init__(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(PATIENCE_S)
-        self.sock.connect(str(names.socket_path(NAME)))
+        try:
+            self.sock.connect(str(names.socket_path(NAME)))
+        except BaseException:
+            self.sock.close()
+            raise
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         self.send_bytes(msgspec.msgpack.encode(message), fds)
@@ -205,7 +209,8 @@ def settled(executor: Executor) -> int:
     """Return how many descriptors this process has once only one producer, attached, is left."""
     processes.wait_until(lambda: len(executor.control._watched) == 2, "the others are forgotten")
     executor.call(lambda: None)  # what was posted before, such as to detach, is done
-    return len(processes.descriptors())
+    # `wait_until` has a pipe of its own.
+    return sum(not what.startswith("pipe:") for what in processes.descriptors().values())
 
 
 # ---- who is refused --------------------------------------------------------------------------
@@ -443,7 +448,7 @@ def test_a_producer_may_hang_up_at_any_moment_of_the_handshake(transport: str, s
                     raw.send({"kind": "attached"})
         executor.serves()  # after those five were accepted, since the queue has an order
         processes.wait_until(lambda: executor.function.inbox.count == 1, "they are detached")
-        processes.wait_until(lambda: settled(executor) == before, "descriptors are closed")
+        processes.wait_until(lambda: settled(executor) <= before, "descriptors are closed")
         processes.wait_until(lambda: processes.shared_memory() <= shared, "names are removed")
 
 
@@ -468,7 +473,7 @@ def test_a_producer_that_is_gone_before_its_welcome_leaves_nothing(
         assert created.wait(PATIENCE_S)
         monkeypatch.undo()
         executor.serves()
-        processes.wait_until(lambda: settled(executor) == before, "descriptors are closed")
+        processes.wait_until(lambda: settled(executor) <= before, "descriptors are closed")
 
 
 def test_a_fault_of_the_control_thread_ends_one_connection_only(
