@@ -113,7 +113,7 @@ class Served:
         self.batch = Batch(room)
         self.now_ns = 1 << 62  # later than any publication
         for wire in wires:
-            self.inbox.attach(wire.executor)
+            self.inbox.attach(wire.executor, 0)
 
     def drain(self) -> int:
         return self.inbox.drain(self.now_ns)

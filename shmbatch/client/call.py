@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -55,6 +56,10 @@ class FunctionCall:
             outcome = connection.stash.pop(self._ticket, PENDING)
         except RuntimeError:
             raise ConfigError("this call belongs to the parent process; get it there") from None
+        except BaseException as error:  # it came in between: the outcome is lost
+            lost = error if isinstance(error, Exception) else CallCancelled("interrupted")
+            self._settle_as(_ERROR, lost)
+            raise
         if outcome is PENDING:
             return self._state != _WAITING
         if type(outcome) is Failure:
@@ -68,12 +73,14 @@ class FunctionCall:
         return self._settle()
 
     async def _get_aio(self, timeout: float | None = None) -> Any:
+        import asyncio
+
         until_ns = self._earlier(deadline_after(timeout))
         while not self._settle():
             try:
                 await self._connection.listening().any_outcome([self._ticket], until_ns)
             except ValueError:
-                continue
+                await asyncio.sleep(0)  # another thread got the outcome and is about to say so
             except CallTimeout:
                 self._expire()
             except ShmbatchError as error:
@@ -95,7 +102,7 @@ class FunctionCall:
                 try:
                     self._connection.park(self._ticket, until_ns)
                 except ValueError:
-                    continue  # another thread got the outcome just now
+                    time.sleep(0)  # another thread got the outcome and is about to say so
                 except CallTimeout:
                     self._expire()
                 except ShmbatchError as error:
@@ -110,7 +117,9 @@ class FunctionCall:
         Returns False where the oldest one's own timeout passed first.
         """
         try:
-            self._connection.wait_any(calls, self._deadline_ns)
+            self._connection.wait_any(calls, self._ticket, self._deadline_ns)
+        except ValueError:
+            pass  # another thread got the outcome just now
         except CallTimeout:
             return False
         except ShmbatchError as error:

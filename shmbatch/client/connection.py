@@ -110,6 +110,7 @@ class Connection:
         # From here on there is something to close; nothing below fails but for descriptors.
         self.pidfd = -1
         self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
+        self._loop_socket.setblocking(False)
         self.pidfd = os.dup(fds[0])
         shared = ring_arguments(self._transport.memory, self.signature, where)
         wake = _waker(self._transport, self._loop_socket)
@@ -254,8 +255,10 @@ class Connection:
             self.check_alive(ticket)
             slice_ns = SLICE_NS
 
-    def wait_any(self, calls: Collection[FunctionCall], deadline_ns: int | None) -> None:
-        """Return when one of *calls* is done, or raise as `wait` does."""
+    def wait_any(
+        self, calls: Collection[FunctionCall], ticket: int, deadline_ns: int | None
+    ) -> None:
+        """Return when one of *calls*, *ticket*'s among them, is done; or raise as `wait` does."""
 
         def found() -> bool:
             return any(call.done() for call in calls)
@@ -264,7 +267,7 @@ class Connection:
             timeout_ns = self.slice_ns(deadline_ns)
             if timeout_ns <= 0:
                 raise self.late()
-            self.check_alive()
+            self.check_alive(ticket)
             self._park_completions(found, timeout_ns)
 
     def late(self) -> CallTimeout:
@@ -298,15 +301,26 @@ class Connection:
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
         self.dead = True
-        if self.listener is not None and not self.ring.forked:
-            self.listener.close()
-        self.sock.close()
-        self._loop_socket.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
         for handle in list(self.handles):
             handle.forget(self)  # or the memory would stay mapped for as long as the handle is
+        if self.ring.forked:
+            self._close_descriptors()  # copies of the parent's
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed before, or the executor is gone
+        if self.listener is None:
+            self._close_descriptors()
+        else:
+            self.listener.close(self._close_descriptors)
+
+    def _close_descriptors(self) -> None:
+        self.sock.close()
+        self._loop_socket.close()
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
 
     def __del__(self) -> None:
         if hasattr(self, "_listener_mutex"):

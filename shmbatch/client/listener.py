@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..protocol._core import ASYNC, LOOP
 from ..protocol.clock import now_ns
@@ -107,12 +107,30 @@ class Listener:
         for waiter in waiters:
             _wake(waiter)
 
-    def close(self) -> None:
-        """Tell everybody to look again, and stop reading; idempotent."""
+    def close(self, then: Callable[[], None]) -> None:
+        """Tell everybody to look again, stop reading, and call *then*; idempotent.
+
+        *then* closes the descriptors, so it waits until every loop has let go of them: a loop
+        that is late would keep, or remove, whatever has their numbers by then.
+        """
         with self._mutex:
             loops, self._loops = self._loops, []
+        reading = set(loops)
+
+        def let_go(loop: asyncio.AbstractEventLoop) -> None:
+            if not loop.is_closed():
+                self._stop_reading(loop)
+            with self._mutex:
+                reading.discard(loop)
+                last = not reading
+            if last:
+                then()
+
         for loop in loops:
-            _in_loop(loop, self._stop_reading, loop)
+            if not _in_loop(loop, let_go, loop):
+                let_go(loop)
+        if not loops:
+            then()
         self._gone()
 
     def _listen(self) -> asyncio.AbstractEventLoop:
@@ -197,12 +215,13 @@ def _wake(waiter: _Waiter) -> None:
     _in_loop(loop, _finish, future)
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, function: object, argument: object) -> None:
-    """Run ``function(argument)`` in *loop*: at once if it runs us, not at all if it is closed."""
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> bool:
+    """Run ``function(*args)`` in *loop*, at once if it runs us; False if it is closed."""
     if loop is _running_loop():
-        function(argument)  # type: ignore[operator]
-        return
+        function(*args)
+        return True
     try:
-        loop.call_soon_threadsafe(function, argument)  # type: ignore[arg-type]
+        loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
-        pass
+        return False
+    return True

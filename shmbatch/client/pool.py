@@ -6,10 +6,13 @@ import os
 import threading
 
 from ..contract.signature import Signature
-from ..errors import SignatureMismatch
+from ..errors import ExecutorNotFound, SignatureMismatch
 from ..protocol import control, names
+from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
 from .connection import Connection, connect
+
+_PATIENCE_S = 10.0
 
 _Key = tuple[str, str, str, str]
 
@@ -37,7 +40,13 @@ def connection_to(
     key = (names.resolve(address.app), address.function, arrays, mode)
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
-    with connecting:
+    # Who has no time gets some all the same: the other thread may be about to succeed.
+    patience_s = -1.0 if deadline_ns is None else max(_PATIENCE_S, (deadline_ns - now_ns()) / 1e9)
+    if not connecting.acquire(timeout=patience_s):
+        raise ExecutorNotFound(
+            f"no executor serves {key[0]!r} yet; another thread waits for it too"
+        )
+    try:
         connection = _connections.get(key)
         if connection is None or not _usable(connection):
             if connection is not None and connection.dead:
@@ -51,6 +60,8 @@ def connection_to(
                 f"'{address}' is {connection.signature.describe()} in the executor and "
                 f"{signature.describe()} in this producer; restart the one with the older file"
             )
+    finally:
+        connecting.release()
     return connection
 
 

@@ -40,6 +40,7 @@ from ..errors import (
 )
 from ..protocol import control
 from ..protocol._core import DRAINING, ExecutorRing
+from ..protocol.clock import now_ns
 from ..protocol.layout import LAYOUT_VERSION, VERSION
 from ..protocol.transport import ExecutorTransport
 from .loop import Loop
@@ -55,7 +56,9 @@ class Connection:
     ring: ExecutorRing
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)  # or MSG_DONTWAIT is ignored, where a default timeout is set
         self.sock = sock
+        self.since_ns = now_ns()
         self.pid = control.peer_credentials(sock).pid
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
@@ -69,9 +72,9 @@ class Connection:
     def close(self) -> None:
         """Close descriptors; the memory goes when the last batch that uses it does. Idempotent."""
         self.sock.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
         if self.segment is not None:
             self.segment.handed_over()
 
@@ -141,13 +144,15 @@ class Control:
         """End the thread and close every connection that is left."""
         self._closing = True
         self._request(lambda: None)
-        self._thread.join()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
         self._close_listener()
         for connection in set(self._watched.values()):
             connection.close()
         self._poll.close()
         for fd in (self._bell_out, self._bell_in, self._own_pidfd, self._reserve_fd):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _request(self, request: Callable[[], None]) -> None:
         self._requests.append(request)
@@ -209,12 +214,14 @@ class Control:
 
         Left in the queue, it would wake this thread again at once, for ever.
         """
-        os.close(self._reserve_fd)
+        if self._reserve_fd >= 0:
+            reserve, self._reserve_fd = self._reserve_fd, -1
+            os.close(reserve)
         try:
             self._listener.accept()[0].close()
+            self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            pass
-        self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            pass  # somebody else took the descriptor; the next one is turned away later
 
     def _hear(self, connection: Connection, fd: int) -> None:
         try:

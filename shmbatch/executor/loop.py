@@ -47,6 +47,7 @@ class Attached(Protocol):
     segment: ExecutorSegment
     sock: socket.socket
     function: ServedFunction
+    since_ns: int  # when it connected
     violated: bool  # it broke the protocol and is being disconnected
 
     def close(self) -> None: ...
@@ -92,7 +93,7 @@ class Loop:
 
     def attach(self, connection: Attached) -> None:
         self._connections[connection.ring] = connection
-        connection.function.inbox.attach(connection.ring)
+        connection.function.inbox.attach(connection.ring, connection.since_ns)
         self._attend()
         if self._draining:
             connection.ring.set_status(DRAINING)
@@ -113,6 +114,11 @@ class Loop:
         if not self._draining:
             self._draining = True
             self._tell(DRAINING)
+            # Once more, and never again: a producer that ignores what it was told must not keep
+            # us from coming to an end.
+            for function in self._functions:
+                function.inbox.drain(now_ns())
+                function.inbox.seal()
 
     def stop(self) -> None:
         """End `run` after the batch in progress; waiting calls are lost."""

@@ -35,6 +35,7 @@ class Poller:
         self._spinning = Spinning(mode, _SPIN_NS)
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
+        self.producers_end.setblocking(False)
 
     def spin(self, seen: int, until_ns: int) -> int:
         """Return what the bell reads: at once where spinning does not pay, else when it is not

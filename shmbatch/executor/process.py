@@ -119,6 +119,7 @@ class _Signals:
         self.first: Callable[[], None] | None = None
         self.second: Callable[[int], None] | None = None
         self._seen = False
+        self._pid = os.getpid()
         self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -131,6 +132,10 @@ class _Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a child that a user's function forked
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.first is None or self.second is None:
             raise KeyboardInterrupt
         if self._seen:

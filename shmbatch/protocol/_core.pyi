@@ -214,7 +214,8 @@ class Inbox:
     count: int
 
     def __new__(cls) -> Inbox: ...
-    def attach(self, ring: ExecutorRing, /) -> None: ...
+    def attach(self, ring: ExecutorRing, since_ns: int, /) -> None:
+        """Drain this ring from now on. No call of it was published before *since_ns*."""
     def detach(self, ring: ExecutorRing, /) -> None:
         """Drop the ring and its waiting calls; rows in a batch live until completed."""
     def drain(self, now_ns: int, /) -> int:
@@ -225,6 +226,8 @@ class Inbox:
         """
     def take(self, batch: Batch, limit: int, /) -> int:
         """Fill an empty batch with up to *limit* calls, producers taking turns (I5)."""
+    def seal(self) -> None:
+        """Take no more calls out of the rings; those found by `drain` already still run."""
     def pop_attention(self) -> list[Wake] | None:
         """Return whom to wake because slots of withdrawn calls are free, and who violated."""
     def count_active(self, since_ns: int, /) -> int: ...

@@ -142,6 +142,8 @@ def is_gone(sock: socket.socket, pidfd: int | None, timeout: float | None = 0.0)
     child that the peer forked keeps the socket open, and a live peer may have hung up.
     *timeout*: seconds to wait for it; 0 or less not at all, ``None`` for ever.
     """
+    if sock.fileno() < 0:
+        return True  # we have hung up ourselves
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)  # errors and a full hang-up are always reported
     if pidfd is not None:

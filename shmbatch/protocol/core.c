@@ -659,6 +659,11 @@ producer_put_back(producer *self, uint32_t index)
 {
     self->own[index] = OWN_FREE;
     self->free[self->free_count++] = index;
+    if (self->threads_joined > 0) { /* one of our own threads may wait for just this */
+        _Atomic uint32_t *completions = &self->ring.words.header->completions;
+        atomic_fetch_add_explicit(completions, RING_COMPLETION_STEP, memory_order_acq_rel);
+        futex_wake(completions, 1);
+    }
 }
 
 /* Collect withdrawn slots that the executor has handed back. */
@@ -780,7 +785,10 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
             ring_publish(&self->ring, index, generation, (uint32_t)flags & RING_ASYNC, now_ns());
             uint32_t sleeping = ring_bell_ring(self->bell, false);
             if (sleeping != 0 && producer_wake(self, sleeping) != 0) {
-                producer_drop(self, index);
+                /* While Python ran, another thread may have taken the outcome to make room. */
+                if (self->own[index] == OWN_PUBLISHED && self->generations[index] == generation) {
+                    producer_drop(self, index);
+                }
                 Py_CLEAR(ticket);
             }
         }
@@ -989,7 +997,8 @@ producer_withdraw(producer *self, PyObject *ticket)
         return NULL;
     }
     if (self->own[slot] == OWN_READING) {
-        return PyLong_FromLong(RING_DONE);
+        PyErr_SetString(PyExc_ValueError, "another thread is taking the ticket's outcome");
+        return NULL;
     }
     uint32_t state = producer_drop(self, (uint32_t)slot);
     if (state == RING_CANCELLED) {
@@ -1666,6 +1675,7 @@ typedef struct {
     unsigned count;
     unsigned room;
     unsigned turn;      /* the ring that is asked first */
+    bool sealed;        /* what is not in `waiting` by now never runs */
     unsigned attention; /* rings whose `broken` or `freed` was set since pop_attention */
     unsigned long long oldest_ns; /* earliest publication of the waiting calls */
 } inbox;
@@ -1691,14 +1701,24 @@ inbox_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return new_self(type);
 }
 
-/* attach(ring): calls of this ring are drained from now on. */
+/* attach(ring, since_ns): calls of this ring are drained from now on; none of them was published
+ * before since_ns. */
 static PyObject *
-inbox_attach(inbox *self, PyObject *ring)
+inbox_attach(inbox *self, PyObject *const *args, Py_ssize_t nargs)
 {
+    if (arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    PyObject *ring = args[0];
+    uint64_t since_ns = PyLong_AsUnsignedLongLong(args[1]);
+    if (since_ns == (uint64_t)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
     if (!PyObject_TypeCheck(ring, executor_type)) {
         PyErr_SetString(PyExc_TypeError, "expected an ExecutorRing");
         return NULL;
     }
+    ((executor *)ring)->ring.drained_ns = since_ns;
     if (self->count == self->room) {
         unsigned room = self->room ? self->room * 2 : 8;
         executor **rings = PyMem_Realloc(self->rings, room * sizeof(*rings));
@@ -1766,7 +1786,7 @@ inbox_drain(inbox *self, PyObject *now)
         if (ring->broken) {
             continue;
         }
-        int64_t found = ring_drain(&ring->ring, at_ns);
+        int64_t found = self->sealed ? 0 : ring_drain(&ring->ring, at_ns);
         int64_t freed = found < 0 ? 0 : ring_sweep(&ring->ring);
         if (found < 0 || freed < 0) {
             inbox_break(self, ring);
@@ -1872,6 +1892,14 @@ inbox_take(inbox *self, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromUnsignedLong(into->count);
 }
 
+/* seal(): take no more calls out of the rings; those that wait already still run. */
+static PyObject *
+inbox_seal(inbox *self, PyObject *Py_UNUSED(ignored))
+{
+    self->sealed = true;
+    Py_RETURN_NONE;
+}
+
 /* pop_attention() -> None, or a list as complete() returns it: rings with slots that became FREE,
  * and with WAKE_VIOLATION those whose producers violated the protocol. */
 static PyObject *
@@ -1922,10 +1950,11 @@ inbox_tell_active(inbox *self, PyObject *number)
 }
 
 static PyMethodDef inbox_methods[] = {
-    {"attach", (PyCFunction)inbox_attach, METH_O, NULL},
+    {"attach", (PyCFunction)(void (*)(void))inbox_attach, METH_FASTCALL, NULL},
     {"detach", (PyCFunction)inbox_detach, METH_O, NULL},
     {"drain", (PyCFunction)inbox_drain, METH_O, NULL},
     {"take", (PyCFunction)(void (*)(void))inbox_take, METH_FASTCALL, NULL},
+    {"seal", (PyCFunction)inbox_seal, METH_NOARGS, NULL},
     {"pop_attention", (PyCFunction)inbox_pop_attention, METH_NOARGS, NULL},
     {"count_active", (PyCFunction)inbox_count_active, METH_O, NULL},
     {"tell_active", (PyCFunction)inbox_tell_active, METH_O, NULL},

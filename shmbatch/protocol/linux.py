@@ -74,9 +74,9 @@ class LinuxSegment:
         return {"transport": "linux", "nbytes": self._nbytes}, [self._fd, self._bell_fd]
 
     def handed_over(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def wake(self, ring: ExecutorRing, threads: int, slots: Sequence[int]) -> None:
         for slot in slots:

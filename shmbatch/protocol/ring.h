@@ -317,13 +317,14 @@ enum { RING_IDLE = 0, RING_WAITING = 1, RING_RUNNING = 2 };
 
 typedef struct {
     uint32_t index;
-    uint64_t published_ns; /* never later than the drain that found it */
+    uint64_t published_ns; /* not before the last drain, not after the one that found it */
 } ring_waiting;
 
 typedef struct {
     ring_words words;
     uint32_t head;         /* indices taken out of the ring so far */
     uint32_t withdrawn;    /* cancelled calls whose slots became FREE so far */
+    uint64_t drained_ns;   /* when it was last drained */
     uint32_t waiting_head; /* `waiting` is a FIFO of `ring_mask + 1` entries */
     uint32_t waiting_tail;
     ring_waiting *waiting;
@@ -408,6 +409,10 @@ ring_drain(ring_executor *executor, uint64_t now_ns)
         executor->known[index] = RING_WAITING;
         uint64_t published_ns = atomic_load_explicit(
             &executor->words.controls[index].published_ns, memory_order_relaxed);
+        /* It was not in the ring at the last drain, so an older stamp is a forged one. */
+        if (published_ns < executor->drained_ns) {
+            published_ns = executor->drained_ns;
+        }
         executor->waiting[executor->waiting_tail & mask] = (ring_waiting){
             .index = index,
             .published_ns = published_ns < now_ns ? published_ns : now_ns,
@@ -415,6 +420,7 @@ ring_drain(ring_executor *executor, uint64_t now_ns)
         executor->waiting_tail++;
         executor->head++;
     }
+    executor->drained_ns = now_ns;
     return count;
 }
 

@@ -320,7 +320,10 @@ def test_nonsense_after_attaching_ends_the_connection_too(
         _, fds = raw.attach()
         raw.send({"kind": "attached"})
         raw.send({"kind": "attached"})  # harmless
-        assert raw.ask({"kind": "statistics"})["functions"]["add"]["producers"] == 2
+        processes.wait_until(
+            lambda: raw.ask({"kind": "statistics"})["functions"]["add"]["producers"] == 2,
+            "the loop has attached it",
+        )
         raw.send_bytes(again if isinstance(again, bytes) else msgspec.msgpack.encode(again))
         assert raw.hear()[0]["kind"] == "refused"
         raw.is_hung_up_on()
@@ -522,9 +525,7 @@ def test_descriptors_leave_the_epoll_before_they_are_closed(
             welcome, fds = raw.attach()
             producer = producer_transport(welcome["offer"], fds[2:])
             raw.send({"kind": "attached"})
-            raw.ask({"kind": "statistics"})
-            attached = executor.function.inbox.count
-            assert attached == 2
+            processes.wait_until(lambda: executor.function.inbox.count == 2, "it is attached")
             if how == "violates":
                 struct.pack_into("=I", producer.memory, layout.TAIL, SLOTS + 1)
                 if Bell(producer.bell_memory).ring() & PARKED:

@@ -75,6 +75,7 @@ class Producer:
     gone: bool = False
     closed: bool = False
     violated: bool = False
+    since_ns: int = 0
     woken: int = 0
     heard: int = 0
 

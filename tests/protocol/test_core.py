@@ -952,7 +952,8 @@ def test_a_result_that_another_thread_is_reading_is_pending() -> None:
 
     def allocate() -> Any:
         seen.append(wire.producer.poll(ticket, 0))
-        seen.append(wire.producer.withdraw(ticket))
+        with pytest.raises(ValueError, match="another thread is taking"):
+            wire.producer.withdraw(ticket)
         seen.append(wire.producer.finished(False))
         with pytest.raises(ValueError, match="no error"):
             wire.producer.error(ticket)
@@ -965,7 +966,7 @@ def test_a_result_that_another_thread_is_reading_is_pending() -> None:
     served.answer(np.array([1.0, 2.0]))
 
     np.testing.assert_array_equal(wire.producer.poll(ticket, 0), [1.0, 2.0])
-    assert seen == [PENDING, DONE, []]
+    assert seen == [PENDING, []]
     assert wire.producer.free_slots == 1
 
 
@@ -1205,10 +1206,11 @@ def test_calls_cancelled_between_drain_and_take_are_made_up_for() -> None:
 def test_the_oldest_publication_is_reported_and_never_later_than_now() -> None:
     wires = [Wire(), Wire()]
     served = Served(*wires)
-    served.now_ns = 5_000
+    served.now_ns = 1_000
     assert served.drain() == 0
     assert served.inbox.oldest_ns == 2**64 - 1
 
+    served.now_ns = 5_000
     for at_ns, wire in ((3_000, wires[0]), (2_000, wires[1]), (9_000, wires[1])):
         wire.stamp(wire.submit(1, 1), at_ns)
     assert served.drain() == 3
@@ -1220,6 +1222,43 @@ def test_the_oldest_publication_is_reported_and_never_later_than_now() -> None:
     served.now_ns = 6_000
     assert served.drain() == 1
     assert served.inbox.oldest_ns == 5_000  # its own stamp is later than the look that found it
+
+
+def test_no_call_is_older_than_the_look_that_did_not_find_it() -> None:
+    """Or a producer could forge its stamps and be the earliest due for ever."""
+    wire = Wire()
+    served = Served(wire)
+    served.now_ns = 5_000
+    assert served.drain() == 0
+
+    wire.stamp(wire.submit(1, 1), 0)
+    served.now_ns = 6_000
+    assert served.drain() == 1
+    assert served.inbox.oldest_ns == 5_000
+
+
+def test_a_ring_is_attached_with_the_time_before_which_it_had_no_calls() -> None:
+    wire = Wire()
+    served = Served()
+    served.inbox.attach(wire.executor, 4_000)
+    wire.stamp(wire.submit(1, 1), 0)
+    served.now_ns = 6_000
+    assert served.drain() == 1
+    assert served.inbox.oldest_ns == 4_000
+
+
+def test_a_sealed_inbox_runs_what_waits_and_finds_no_more() -> None:
+    wire = Wire()
+    served = Served(wire)
+    wire.submit(1, 1)
+    assert served.drain() == 1
+    served.inbox.seal()
+    wire.submit(2, 2)
+
+    assert served.drain() == 1
+    assert served.take() == 1
+    served.answer(0)
+    assert served.drain() == 0
 
 
 def test_a_producer_is_active_while_calls_of_it_were_found_lately() -> None:
@@ -1394,7 +1433,7 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
         lambda: wire.bell.spin("0", 0, 0),  # type: ignore[arg-type]
         lambda: wire.bell.arm(0, None, 1),  # type: ignore[arg-type]
         lambda: wire.bell.park(None, 0),  # type: ignore[arg-type]
-        lambda: served.inbox.attach(wire.producer),  # type: ignore[arg-type]
+        lambda: served.inbox.attach(wire.producer, 0),  # type: ignore[arg-type]
         lambda: served.inbox.drain("0"),  # type: ignore[arg-type]
         lambda: served.inbox.count_active(None),  # type: ignore[arg-type]
         lambda: served.inbox.tell_active(None),  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ class Executor:
         self.ring = ExecutorRing(*shared, layout.LAYOUT_VERSION)
         self.states = where.controls
         self.inbox = Inbox()
-        self.inbox.attach(self.ring)
+        self.inbox.attach(self.ring, 0)
         self.batch = Batch(CAPACITY)
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
