@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are imported by their stem
 
 from tests import processes
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, as it has their
+# children; some tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
