@@ -34,7 +34,7 @@ HOMES = {
     "click": {"cli", "cli.run", "cli.start", "cli.stop", "cli.stats"},
     "jaxtyping": set[str](),
     "datetime": set[str](),
-    "time": {"client.call", "client.connection", "protocol.clock"},
+    "time": {"client.call", "client.connection", "client.handshake", "protocol.clock"},
     "ctypes": set[str](),
     "pickle": set[str](),
     "multiprocessing": set[str](),

@@ -1,4 +1,4 @@
-"""One producer process's tie to one function of an executor: handshake, waiting, liveness.
+"""One producer process's tie to one function of an executor: submitting, waiting, liveness.
 
 A connection is shared by all threads and event loops of its process. It learns of the
 executor's death from the control socket's end and from the executor's pidfd, whichever comes
@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
 from ..contract.exceptions import unpack_exception
 from ..contract.signature import Signature
 from ..contract.wire import ring_arguments, segment_layout
@@ -23,8 +22,6 @@ from ..errors import (
     CallTimeout,
     ExecutorClosed,
     ExecutorGone,
-    ExecutorNotFound,
-    HandshakeError,
     ProtocolError,
     RingFull,
 )
@@ -47,7 +44,6 @@ from ..protocol._core import (
     ProducerRing,
 )
 from ..protocol.clock import now_ns
-from ..protocol.layout import VERSION
 from ..protocol.spinning import Spinning
 from ..protocol.transport import ProducerTransport, producer_transport
 from .results import finisher
@@ -64,9 +60,7 @@ SLICE_NS = 25_000_000
 FIRST_SLICE_NS = 2_000_000
 
 _CROWDED_NS = 1_000_000
-_ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
 _SPIN_NS = 20_000  # of `auto`
-_KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
 
 
 class Failure:
@@ -83,7 +77,7 @@ class Forked(Exception):
 
 
 class Connection:
-    """A live connection; create with `connect`."""
+    """A live connection; made by `handshake.connect`."""
 
     def __init__(
         self,
@@ -344,112 +338,3 @@ def _waker(transport: ProducerTransport, loop_socket: socket.socket) -> Callable
                 pass  # full: it has been woken already; or closed: it is going
 
     return wake
-
-
-def connect(
-    address: names.Address,
-    signature: Signature | None,
-    deadline_ns: int | None,
-    *,
-    arrays: str,
-    wait: str,
-) -> Connection:
-    """Connect to whoever serves *address*, waiting until *deadline_ns* for somebody to.
-
-    Args:
-        signature: what the caller believes the function's signature is; None to be told.
-
-    Raises:
-        ExecutorNotFound: nobody serves the name in time.
-        HandshakeError: executor and producer do not fit together.
-    """
-    app = names.resolve(address.app)
-    path = names.socket_path(app)
-    attempt = 0
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            remaining_s = 3600.0 if deadline_ns is None else (deadline_ns - now_ns()) / 1e9
-            sock.settimeout(max(remaining_s, _ANSWER_S))
-            sock.connect(str(path))
-            connection = _greet(address, sock, signature, arrays=arrays, wait=wait)
-            sock.settimeout(None)
-            return connection
-        except TimeoutError:
-            sock.close()
-            raise ExecutorNotFound(
-                f"the executor of {app!r} does not answer; it may be stopped or overloaded"
-            ) from None
-        except (
-            FileNotFoundError,  # nobody has served it yet
-            ConnectionRefusedError,  # nobody listens any more
-            BlockingIOError,  # its queue of connections is full
-            ConnectionResetError,
-            BrokenPipeError,
-            EOFError,
-        ):
-            sock.close()
-            if remaining_s <= 0:
-                raise ExecutorNotFound(
-                    f"no executor serves {app!r}; start one with `shmbatch start FILE`, or wait "
-                    f"for it with shmbatch.connect('{address}', timeout=...)"
-                ) from None
-            time.sleep(min(_KNOCK_S[min(attempt, len(_KNOCK_S) - 1)], remaining_s))
-            attempt += 1
-        except BaseException:
-            sock.close()
-            raise
-
-
-def _greet(
-    address: names.Address,
-    sock: socket.socket,
-    signature: Signature | None,
-    *,
-    arrays: str,
-    wait: str,
-) -> Connection:
-    uid = control.peer_credentials(sock).uid
-    if uid != os.geteuid():
-        raise HandshakeError(
-            f"the executor of '{address}' runs as uid {uid} and this is uid {os.geteuid()}; "
-            f"run both as one user"
-        )
-    control.send(
-        sock,
-        {
-            "kind": "attach",
-            "version": VERSION,
-            "function": address.function,
-            "signature": None if signature is None else signature.to_message(),
-        },
-    )
-    pidfd = control.peer_pidfd(sock)
-    try:
-        control.wait_for_message(sock, pidfd)
-    finally:
-        os.close(pidfd)
-    reply, fds = control.receive(sock, max_fds=4)
-    try:
-        if reply["kind"] == "refused":
-            raise _refusal(reply)
-        if reply["kind"] != "welcome" or len(fds) < 3:
-            raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
-        connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
-    except (KeyError, TypeError, ProtocolError) as error:
-        raise HandshakeError(
-            f"executor of '{address}' sent a malformed welcome: {error}"
-        ) from None
-    finally:
-        for fd in fds:
-            os.close(fd)
-    control.send(sock, {"kind": "attached"})
-    return connection
-
-
-def _refusal(reply: dict[str, Any]) -> Exception:
-    """Rebuild the error with which the executor refused."""
-    kind = getattr(errors, str(reply.get("error")), None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.ShmbatchError)):
-        kind = HandshakeError
-    return kind(str(reply.get("message")))

@@ -10,7 +10,8 @@ from ..errors import ExecutorNotFound, SignatureMismatch
 from ..protocol import control, names
 from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
-from .connection import Connection, connect
+from .connection import Connection
+from .handshake import connect
 
 _PATIENCE_S = 10.0
 
@@ -34,7 +35,7 @@ def connection_to(
     Waits while another thread connects to the same function, and for nobody else.
 
     Raises:
-        as `connection.connect`.
+        as `handshake.connect`.
     """
     mode = wait_mode(wait)
     key = (names.resolve(address.app), address.function, arrays, mode)
