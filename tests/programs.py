@@ -7,10 +7,13 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 import shmbatch
 
@@ -155,3 +158,15 @@ class Watched:
 def _command(arguments: tuple[object, ...], python: bool) -> list[str]:
     command = [sys.executable, *([] if python else ["-m", "shmbatch"])]
     return [*command, *map(str, arguments)]
+
+
+@pytest.fixture(autouse=True)
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have names served in a directory of this test's own; at the end none may be left."""
+    with tempfile.TemporaryDirectory(prefix="shmbatch-", dir="/tmp") as folder:
+        path = Path(folder)
+        for name, value in environment(SHMBATCH_DIR=folder).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("SHMBATCH_NAMES", raising=False)
+        yield path
+        assert sorted(path.iterdir()) == [], "a name is left"

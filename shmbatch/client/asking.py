@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ExecutorNotFound
 from ..protocol import control, names
+from .handshake import ANSWER_S, silent
 
 
 def stop(app: str, *, now: bool = False) -> None:
@@ -43,7 +44,7 @@ def statistics(app: str) -> dict[str, Any]:
             control.wait_for_message(sock, pidfd)
             message, _ = control.receive(sock)
         except TimeoutError:
-            raise _silent(app) from None
+            raise silent(app) from None
         except (EOFError, OSError):
             raise ExecutorNotFound(f"the executor of {app!r} has just stopped") from None
         functions: dict[str, Any] = message["functions"]
@@ -53,7 +54,7 @@ def statistics(app: str) -> dict[str, Any]:
 @contextmanager
 def _asked(app: str, message: dict[str, Any]) -> Iterator[tuple[socket.socket, int]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
+        sock.settimeout(ANSWER_S)
         try:
             sock.connect(str(names.socket_path(names.resolve(app))))
             pidfd = control.peer_pidfd(sock)
@@ -68,14 +69,8 @@ def _asked(app: str, message: dict[str, Any]) -> Iterator[tuple[socket.socket, i
             names.sweep()
             raise ExecutorNotFound(f"no executor serves {app!r}") from None
         except (TimeoutError, BlockingIOError):
-            raise _silent(app) from None
+            raise silent(app) from None
         try:
             yield sock, pidfd
         finally:
             os.close(pidfd)
-
-
-def _silent(app: str) -> ExecutorNotFound:
-    return ExecutorNotFound(
-        f"the executor of {app!r} does not answer; it may be stopped or overloaded"
-    )

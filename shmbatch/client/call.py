@@ -33,7 +33,7 @@ class FunctionCall:
         self._state = _WAITING
 
     @classmethod
-    def refused(cls, connection: Connection, error: Exception) -> FunctionCall:
+    def _refused(cls, connection: Connection, error: Exception) -> FunctionCall:
         """Return a call that was never made, because of *error*; it is done."""
         call = cls(connection, -1, None)
         call._settle_as(_ERROR, error)

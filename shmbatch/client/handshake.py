@@ -15,7 +15,7 @@ from ..protocol.clock import now_ns
 from ..protocol.layout import VERSION
 from .connection import Connection
 
-_ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
+ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
 _KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
 
 
@@ -43,16 +43,14 @@ def connect(
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             remaining_s = 3600.0 if deadline_ns is None else (deadline_ns - now_ns()) / 1e9
-            sock.settimeout(max(remaining_s, _ANSWER_S))
+            sock.settimeout(max(remaining_s, ANSWER_S))
             sock.connect(str(path))
             connection = _greet(address, sock, signature, arrays=arrays, wait=wait)
             sock.settimeout(None)
             return connection
         except TimeoutError:
             sock.close()
-            raise ExecutorNotFound(
-                f"the executor of {app!r} does not answer; it may be stopped or overloaded"
-            ) from None
+            raise silent(app) from None
         except (
             FileNotFoundError,  # nobody has served it yet
             ConnectionRefusedError,  # nobody listens any more
@@ -72,6 +70,13 @@ def connect(
         except BaseException:
             sock.close()
             raise
+
+
+def silent(app: str) -> ExecutorNotFound:
+    """Return the error of an executor that is there and does not answer."""
+    return ExecutorNotFound(
+        f"the executor of {app!r} does not answer; it may be stopped or overloaded"
+    )
 
 
 def _greet(

@@ -54,7 +54,7 @@ def run(
                 try:
                     pending.append(function.spawn(*arguments))
                 except _REFUSALS as error:
-                    pending.append(FunctionCall.refused(function.connect(), error))
+                    pending.append(FunctionCall._refused(function.connect(), error))
                 if pending[0].done():
                     break  # a slow iterator must not keep results back
             if pending:
@@ -110,7 +110,7 @@ async def run_aio(
                 try:
                     pending.append(await function.spawn.aio(*arguments))
                 except _REFUSALS as error:
-                    pending.append(FunctionCall.refused(function.connect(), error))
+                    pending.append(FunctionCall._refused(function.connect(), error))
                 if pending[0].done():
                     break
             if pending:

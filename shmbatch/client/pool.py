@@ -6,14 +6,12 @@ import os
 import threading
 
 from ..contract.signature import Signature
-from ..errors import ExecutorNotFound, SignatureMismatch
+from ..errors import ExecutorNotFound
 from ..protocol import control, names
 from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
 from .connection import Connection
-from .handshake import connect
-
-_PATIENCE_S = 10.0
+from .handshake import ANSWER_S, connect
 
 _Key = tuple[str, str, str, str]
 
@@ -42,7 +40,7 @@ def connection_to(
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
     # Who has no time gets some all the same: the other thread may be about to succeed.
-    patience_s = -1.0 if deadline_ns is None else max(_PATIENCE_S, (deadline_ns - now_ns()) / 1e9)
+    patience_s = -1.0 if deadline_ns is None else max(ANSWER_S, (deadline_ns - now_ns()) / 1e9)
     if not connecting.acquire(timeout=patience_s):
         raise ExecutorNotFound(
             f"no executor serves {key[0]!r} yet; another thread waits for it too"
@@ -57,10 +55,7 @@ def connection_to(
                 _connections[key] = connection
         elif signature is not None and signature != connection.signature:
             # Made for a handle that knew none; the executor compares only when connecting.
-            raise SignatureMismatch(
-                f"'{address}' is {connection.signature.describe()} in the executor and "
-                f"{signature.describe()} in this producer; restart the one with the older file"
-            )
+            raise connection.signature.mismatch(signature, str(address))
     finally:
         connecting.release()
     return connection

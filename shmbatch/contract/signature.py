@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, InputTypeError, ProtocolError
+from ..errors import ConfigError, InputTypeError, ProtocolError, SignatureMismatch
 from .columns import Column, parse_annotation
 
 if TYPE_CHECKING:
@@ -69,6 +69,13 @@ class Signature:
     def _misfit(self, function_name: str, fact: str) -> InputTypeError:
         return InputTypeError(
             f"{function_name}() {fact}; give one value of each list or stack in {self.describe()}"
+        )
+
+    def mismatch(self, theirs: Signature, address: str) -> SignatureMismatch:
+        """Return the error of a producer that has *theirs* where the executor has this one."""
+        return SignatureMismatch(
+            f"'{address}' is {self.describe()} in the executor and {theirs.describe()} in this "
+            f"producer; restart the one with the older file"
         )
 
     def to_message(self) -> dict[str, Any]:

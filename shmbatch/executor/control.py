@@ -34,7 +34,6 @@ from ..errors import (
     HandshakeError,
     ProtocolError,
     ShmbatchError,
-    SignatureMismatch,
     UnknownFunction,
     VersionMismatch,
 )
@@ -320,10 +319,7 @@ class Control:
             theirs = Signature.from_message(message["signature"])
             ours = function.definition.signature
             if theirs != ours:
-                raise SignatureMismatch(
-                    f"'{function.address}' is {ours.describe()} in the executor and "
-                    f"{theirs.describe()} in this producer; restart the one with the older file"
-                )
+                raise ours.mismatch(theirs, function.address)
         return function
 
     def _refuse(self, connection: Connection, error: ShmbatchError) -> None:

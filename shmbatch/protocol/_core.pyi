@@ -52,6 +52,7 @@ WAKE_VIOLATION: Final[int]
 
 MAX_COLUMNS: Final[int]
 MAX_CAPACITY: Final[int]
+TICKET_SLOT_MASK: Final[int]  # the bits of a ticket that say its slot
 HEADER_NBYTES: Final[int]
 CONTROL_NBYTES: Final[int]
 

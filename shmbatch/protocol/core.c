@@ -2064,6 +2064,7 @@ core_exec(PyObject *module)
         {"WAKE_VIOLATION", WAKE_VIOLATION},
         {"MAX_COLUMNS", MAX_COLUMNS},
         {"MAX_CAPACITY", MAX_CAPACITY},
+        {"TICKET_SLOT_MASK", TICKET_SLOT_MASK},
         {"HEADER_NBYTES", sizeof(ring_header)},
         {"CONTROL_NBYTES", sizeof(ring_control)},
     };

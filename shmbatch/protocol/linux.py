@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import layout
 from ._core import MAX_CAPACITY, Bell, ExecutorRing, ProducerRing
-from .transport import Offer
+from .transport import Offer, map_shared
 
 
 def _create(name: str, nbytes: int) -> int:
@@ -52,11 +51,6 @@ def _available_nbytes() -> int:
     return sys.maxsize  # a kernel that does not say
 
 
-def _map(fd: int, nbytes: int) -> mmap.mmap:
-    """Map the memfd, page tables filled: the first call must not pay for page faults."""
-    return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-
-
 class LinuxSegment:
     """A segment that the executor created; see `transport.ExecutorSegment`."""
 
@@ -65,7 +59,7 @@ class LinuxSegment:
         self._bell_fd = bell_fd
         self._fd = _create("shmbatch-segment", nbytes)
         try:
-            self.memory = _map(self._fd, nbytes)
+            self.memory = map_shared(self._fd, nbytes)
         except BaseException:
             self.handed_over()
             raise
@@ -93,7 +87,7 @@ class LinuxExecutor:
 
     def __init__(self) -> None:
         self._bell_fd = _create("shmbatch-bell", layout.BELL_NBYTES)
-        self.bell = Bell(_map(self._bell_fd, layout.BELL_NBYTES))
+        self.bell = Bell(map_shared(self._bell_fd, layout.BELL_NBYTES))
         self.park = self.bell.park
         self.wake = self.bell.wake
 
@@ -111,8 +105,8 @@ class LinuxProducer:
 
     def __init__(self, offer: dict[str, Any], fds: Sequence[int]) -> None:
         segment_fd, bell_fd = fds
-        self.memory = _map(segment_fd, offer["nbytes"])
-        self.bell_memory = _map(bell_fd, layout.BELL_NBYTES)
+        self.memory = map_shared(segment_fd, offer["nbytes"])
+        self.bell_memory = map_shared(bell_fd, layout.BELL_NBYTES)
         self.wake_executor = Bell(self.bell_memory).wake
 
     def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:

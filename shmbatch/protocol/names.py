@@ -44,6 +44,8 @@ SOCKET_PATH_LIMIT = 107  # bytes; sun_path of sockaddr_un has 108, the last of t
 # `run` serves an app under a private name, and tells its children so: "sums=run-1a2b,other=..."
 _PRIVATE_NAMES = "SHMBATCH_NAMES"
 
+SHARED_MEMORY_PREFIX = "shmbatch-"  # of what transport `posix` names, followed by a pid
+
 RUNTIME_ROOT = Path("/run/user")
 FALLBACK_ROOT = Path("/tmp")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -343,11 +345,8 @@ def _remove_shared_memory(fd: int) -> None:
     pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
     # A live process of that number is another one, and its names are its own.
     if pid.isdecimal() and not _is_alive(pid):
-        for prefix in (
-            "shmbatch-",
-            "sem.shmbatch-",
-        ):  # the latter is glibc's and musl's for sem_open
-            for path in _SHARED_MEMORY.glob(f"{prefix}{pid}-*"):
+        for kind in ("", "sem."):  # the latter is how the C library names what sem_open makes
+            for path in _SHARED_MEMORY.glob(f"{kind}{SHARED_MEMORY_PREFIX}{pid}-*"):
                 try:
                     path.unlink(missing_ok=True)
                 except OSError:

@@ -11,7 +11,6 @@ closes. A kill in between leaves a name that begins with ``NAME_PREFIX``.
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
 from collections.abc import Sequence
@@ -20,13 +19,13 @@ from typing import Any
 import posix_ipc
 
 from . import layout
-from ._core import Bell, ExecutorRing, ProducerRing
-from .transport import Offer
+from ._core import TICKET_SLOT_MASK, Bell, ExecutorRing, ProducerRing
+from .names import SHARED_MEMORY_PREFIX
+from .transport import Offer, map_shared
 
-NAME_PREFIX = "/shmbatch-"
+NAME_PREFIX = f"/{SHARED_MEMORY_PREFIX}"
 MAX_CAPACITY = 64
 
-_SLOT_BITS = 0x1FFFF  # of a ticket; see core.c
 _POSTS_MAX = 64  # a producer that fakes its count of sleepers gets no more than this
 
 
@@ -45,10 +44,6 @@ def _create_memory(nbytes: int) -> int:
         memory.close_fd()
         raise
     return int(memory.fd)
-
-
-def _map(fd: int, nbytes: int) -> mmap.mmap:
-    return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
 
 def _acquire(semaphore: posix_ipc.Semaphore, timeout_ns: int) -> None:
@@ -70,7 +65,7 @@ class PosixSegment:
         self._fd = _create_memory(nbytes)
         self._named = True
         try:
-            self.memory = _map(self._fd, nbytes)
+            self.memory = map_shared(self._fd, nbytes)
             for _ in range(capacity + 1):  # the last one is for completions
                 self._semaphores.append(posix_ipc.Semaphore(_name(), posix_ipc.O_CREX, mode=0o600))
         except BaseException:
@@ -114,7 +109,7 @@ class PosixExecutor:
 
     def __init__(self) -> None:
         self._bell_fd = _create_memory(layout.BELL_NBYTES)
-        self.bell = Bell(_map(self._bell_fd, layout.BELL_NBYTES))
+        self.bell = Bell(map_shared(self._bell_fd, layout.BELL_NBYTES))
         self._semaphore: posix_ipc.Semaphore | None = posix_ipc.Semaphore(
             _name(), posix_ipc.O_CREX, mode=0o600
         )
@@ -144,8 +139,8 @@ class PosixProducer:
 
     def __init__(self, offer: dict[str, Any], fds: Sequence[int]) -> None:
         segment_fd, bell_fd = fds
-        self.memory = _map(segment_fd, offer["nbytes"])
-        self.bell_memory = _map(bell_fd, layout.BELL_NBYTES)
+        self.memory = map_shared(segment_fd, offer["nbytes"])
+        self.bell_memory = map_shared(bell_fd, layout.BELL_NBYTES)
         self._semaphores: list[posix_ipc.Semaphore] = []
         self._bell: posix_ipc.Semaphore | None = None
         for name in offer["semaphores"]:
@@ -157,7 +152,7 @@ class PosixProducer:
             self._bell.release()
 
     def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:
-        _acquire(self._semaphores[ticket & _SLOT_BITS], timeout_ns)
+        _acquire(self._semaphores[ticket & TICKET_SLOT_MASK], timeout_ns)
 
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         _acquire(self._semaphores[-1], timeout_ns)

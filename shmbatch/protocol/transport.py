@@ -88,6 +88,11 @@ class ProducerTransport(Protocol):
         """Sleep until some call of the connection is done; may return early."""
 
 
+def map_shared(fd: int, nbytes: int) -> mmap.mmap:
+    """Map shared memory, page tables filled: the first call must not pay for page faults."""
+    return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+
+
 def executor_transport(name: str) -> ExecutorTransport:
     """Create the executor's half of the transport called *name*."""
     if name == "linux":
