@@ -6,6 +6,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
+CORE = ("core", "values", "segment", "producer", "executor", "batch")
+
 
 class BuildCore(build_ext):
     def build_extension(self, extension):
@@ -23,8 +25,8 @@ setup(
     ext_modules=[
         Extension(
             "shmbatch.protocol._core",
-            ["shmbatch/protocol/core.c"],
-            depends=["shmbatch/protocol/ring.h"],
+            [f"shmbatch/protocol/{name}.c" for name in CORE],
+            depends=["shmbatch/protocol/core.h", "shmbatch/protocol/ring.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit"],
             py_limited_api=True,

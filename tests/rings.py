@@ -7,15 +7,21 @@ them, which a test may read and overwrite word by word as a hostile producer cou
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any, Literal
+
+import numpy as np
 
 from shmbatch.contract.columns import Column
 from shmbatch.contract.signature import Signature
 from shmbatch.contract.wire import ring_arguments, segment_layout
 from shmbatch.protocol import layout
-from shmbatch.protocol._core import PENDING, Batch, Bell, ExecutorRing, Inbox, ProducerRing
+from shmbatch.protocol._core import PENDING, Batch, Bell, ExecutorRing, Inbox, Phases, ProducerRing
 
 Scalar = Literal["int", "float", "bool"]
 
@@ -51,17 +57,85 @@ def signature(*parameters: Scalar | Column, result: Scalar | Column = "int") -> 
 ADD = signature("int", "int")
 
 
+@dataclass(frozen=True)
+class Raw:
+    """A column as the core itself describes it, with no contract above."""
+
+    kind: int
+    nbytes: int
+    carrier: Any
+    format: str = ""
+    shape: tuple[int, ...] = ()
+    allocate: Callable[..., Any] | None = None
+    itemsize: int = 0
+
+    def __repr__(self) -> str:
+        return f"<kind {self.kind}, {self.nbytes} bytes, {self.shape}>"
+
+    def at(self, offset: int) -> tuple[Any, ...]:
+        """Return the description that ProducerRing and ExecutorRing take."""
+        return (
+            *(self.kind, offset, self.nbytes, self.carrier),
+            *(self.format, self.shape, self.allocate, self.itemsize),
+        )
+
+
+def _align(nbytes: int) -> int:
+    return -(-nbytes // 16) * 16
+
+
+INT = Raw(0, 8, int)
+FLOAT = Raw(1, 8, float)
+
+
+def text(max_bytes: int) -> Raw:
+    """Return a column of str, at most so many bytes of UTF-8."""
+    return Raw(4, 16 + _align(max_bytes), str, itemsize=max_bytes)
+
+
+def binary(max_bytes: int) -> Raw:
+    """Return a column of bytes, at most so many."""
+    return Raw(5, 16 + _align(max_bytes), bytes, itemsize=max_bytes)
+
+
+class Pieces(tuple[Any, ...]):
+    """What the core takes for buffers end to end, or for a shape and a buffer."""
+
+    __slots__ = ()
+
+
+def packed(max_bytes: int, allocate: Callable[[int], Any] | None = None) -> Raw:
+    """Return a column of buffers end to end; room for so many bytes, rounded up to 16."""
+    return Raw(6, 16 + _align(max_bytes), Pieces, allocate=allocate)
+
+
+def ragged(dtype: str, *shape: int, carrier: type = np.ndarray) -> Raw:
+    """Return a column of arrays; an axis of 0 to n is given as -n."""
+    itemsize = np.dtype(dtype).itemsize
+    largest = prod(abs(axis) for axis in shape) * itemsize
+    return Raw(
+        7,
+        _align(8 * len(shape)) + _align(largest),
+        carrier,
+        memoryview(np.empty(0, dtype)).format,
+        shape,
+        partial(np.empty, dtype=dtype),
+        itemsize,
+    )
+
+
 class Wire:
     """One connection with both its ends in this process.
 
     Args:
+        contract: a signature, or raw columns of the core, of which the last is the result's.
         bell: memory of the executor's bell, to be shared by several wires; None for one's own.
         wake: called with the bell's bits where the executor must be woken.
     """
 
     def __init__(
         self,
-        contract: Signature = ADD,
+        contract: Signature | tuple[Raw, ...] = ADD,
         capacity: int = 4,
         *,
         bell: mmap.mmap | None = None,
@@ -69,17 +143,31 @@ class Wire:
         finish: Callable[[Any], Any] | None = None,
     ) -> None:
         self.signature = contract
-        self.where = segment_layout(contract, capacity)
+        if isinstance(contract, Signature):
+            self.where = segment_layout(contract, capacity)
+        else:
+            self.where = layout.layout(capacity, [column.nbytes for column in contract])
         self.memory = mmap.mmap(-1, self.where.nbytes)
         self.bell_memory = bell if bell is not None else mmap.mmap(-1, layout.BELL_NBYTES)
         self.bell = Bell(self.bell_memory)
-        shared = ring_arguments(self.memory, contract, self.where)
+        shared = self.arguments()
         self.executor = ExecutorRing(*shared, layout.LAYOUT_VERSION)
         self.producer = ProducerRing(*shared, self.bell_memory, wake, finish)
 
-    def submit(self, *values: Any, flags: int = 0) -> int:
+    def arguments(self) -> tuple[Any, ...]:
+        """Return what ProducerRing and ExecutorRing have in common."""
+        if isinstance(self.signature, Signature):
+            return ring_arguments(self.memory, self.signature, self.where)
+        where, columns = self.where, zip(self.signature, self.where.columns, strict=True)
+        return (
+            *(self.memory, where.capacity, layout.INDICES, where.controls),
+            *(where.errors, where.error_nbytes),
+            tuple(column.at(offset) for column, offset in columns),
+        )
+
+    def submit(self, *values: Any, flags: int = 0, deadline_ns: int = 0) -> int:
         """Publish one call that the core takes as it is; return its ticket."""
-        ticket = self.producer.submit(values, flags)
+        ticket = self.producer.submit(values, flags, deadline_ns)
         assert ticket >= 0, ticket
         return ticket
 
@@ -90,6 +178,11 @@ class Wire:
     def write(self, offset: int, word: int) -> None:
         """Overwrite the 32-bit word at *offset*."""
         struct.pack_into("=I", self.memory, offset, word)
+
+    def value_offset(self, column: int, slot: int) -> int:
+        """Return where the value of a slot stands in a raw column; -1 is the result's."""
+        assert not isinstance(self.signature, Signature)
+        return self.where.columns[column] + slot * self.signature[column].nbytes
 
     def state_offset(self, slot: int) -> int:
         return self.where.controls + layout.CONTROL_NBYTES * slot + layout.CONTROL_STATE
@@ -108,9 +201,9 @@ def slot_of(ticket: int) -> int:
 class Served:
     """The executor's side of one function without any Python above the core."""
 
-    def __init__(self, *wires: Wire, room: int = 16) -> None:
+    def __init__(self, *wires: Wire, room: int = 16, phases: Phases | None = None) -> None:
         self.inbox = Inbox()
-        self.batch = Batch(room)
+        self.batch = Batch(room, phases)
         self.now_ns = 1 << 62  # later than any publication
         for wire in wires:
             self.inbox.attach(wire.executor, 0)
@@ -121,7 +214,8 @@ class Served:
     def take(self, limit: int | None = None) -> int:
         """Drain, then seal; return how many calls the batch has."""
         self.drain()
-        return self.inbox.take(self.batch, self.batch.capacity if limit is None else limit)
+        limit = self.batch.capacity if limit is None else limit
+        return self.inbox.take(self.batch, limit, self.now_ns)
 
     def answer(self, *results: Any) -> list[tuple[ExecutorRing, int, int, list[int]]]:
         """Complete the batch with these results; return whom to wake."""
@@ -140,3 +234,8 @@ def outcome(wire: Wire, ticket: int) -> Any:
     value = wire.producer.poll(ticket, 0)
     assert value is not PENDING
     return value
+
+
+def shown(value: object) -> str:
+    """Name a parameter of a test, alike in every process that collects it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:80]

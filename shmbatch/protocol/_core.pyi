@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from typing_extensions import Buffer
 
-# (kind, offset, nbytes, carrier, format, shape, allocate); see columns.py for kind and carrier.
-_Column = tuple[int, int, int, Any, str, tuple[int, ...], Callable[[], Buffer] | None]
+# (kind, offset, nbytes, carrier, format, shape, allocate, itemsize); core.h says how a value of
+# each kind stands in its slot, wire.py what they are made from.
+_Column = tuple[int, int, int, Any, str, tuple[int, ...], Callable[..., Buffer] | None, int]
 
 # (ring, flags, sleeping threads, slots with sleepers): whom to wake.
 Wake = tuple[ExecutorRing, int, int, list[int]]
@@ -32,9 +33,16 @@ POLLING: Final[int]
 OPEN: Final[int]
 DRAINING: Final[int]
 CLOSED: Final[int]
+EXPELLED: Final[int]
 
 # Flag of `submit`: the result may be polled before its caller asks, to make room.
 SPAWNED: Final[int]
+
+# Phases of a call: what `Phases.read` takes.
+WAITING: Final[int]
+STAGING: Final[int]
+RUNNING: Final[int]
+DELIVERING: Final[int]
 
 # Kinds of sleepers on the completion word.
 THREAD: Final[int]
@@ -122,16 +130,17 @@ class ProducerRing:
     @property
     def spins_won(self) -> int:
         """How many polls spun and got their result before the time was over."""
-    def submit(self, values: tuple[Any, ...], flags: int, /) -> int:
+    def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:
         """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
 
-        Takes only values exactly of their columns' types; anything else is SUBMIT_MISFIT.
+        Takes only values exactly of their columns' types; anything else is SUBMIT_MISFIT. A call
+        that is not launched by *deadline_ns*, unless that is 0, never runs.
         Cost: one copy; a system call only if the executor sleeps.
         """
     def poll(self, ticket: int, spin_ns: int, /) -> Any:
         """Return the result and free the slot; or PENDING; or FAILED (then call `error`)."""
-    def error(self, ticket: int, /) -> bytes:
-        """Return the error record of a FAILED call and free its slot."""
+    def error(self, ticket: int, /) -> bytes | None:
+        """Return the error record of a FAILED call, None if it expired, and free its slot."""
     def state(self, ticket: int, /) -> int:
         """READY, TAKEN or DONE."""
     def finished(self, spawned: bool, /) -> list[int]:
@@ -146,6 +155,8 @@ class ProducerRing:
         """
     def withdraw(self, ticket: int, /) -> int:
         """Give a call up: CANCELLED (never runs), ABANDONED or DONE (its result is dropped)."""
+    def expire(self, ticket: int, /) -> int:
+        """Give a call up if it is not launched: CANCELLED; else TAKEN or DONE, and it goes on."""
     def join_completions(self, kind: int, /) -> int:
         """Count a sleeper (THREAD) or an event loop (LOOP) and return the word to park on.
 
@@ -158,6 +169,10 @@ class ProducerRing:
         """Sleep on the slot's futex while its word is *armed*. No GIL."""
     def park_completions(self, joined: int, timeout_ns: int, /) -> None:
         """Sleep on the connection's futex while its word is *joined*. No GIL."""
+    def wake_slot(self, ticket: int, /) -> None:
+        """Wake this process's sleepers on the slot of a ticket that is over. One system call."""
+    def wake_completions(self) -> None:
+        """Wake this process's sleepers on the connection's futex, if there are any."""
 
 class ExecutorRing:
     """The executor's end of a connection."""
@@ -180,23 +195,49 @@ class ExecutorRing:
     def wake_completions(self) -> None:
         """Wake the sleepers on the connection's futex. One system call."""
 
+class Phases:
+    """How long calls were waiting, staged, running and being delivered: four histograms.
+
+    How long they waited is counted of every call. Of the other times those of the first 1024
+    batches are, and then of one batch in eight, which counts eightfold.
+    """
+
+    def __new__(cls) -> Phases: ...
+    def read(self, phase: int, /) -> tuple[int, int, bytes]:
+        """Return (sum, largest, counts) of one of them, in nanoseconds; counts are 976 native u64.
+
+        Bucket i holds exactly i below 16; above, ``octave = i // 16 - 1`` and it begins at
+        ``(16 + i % 16) << octave`` and is ``1 << octave`` wide.
+        """
+
 class Batch:
-    """The calls of one batch: rows 0..count-1, in the order in which they were taken."""
+    """The calls of one batch: rows 0..count-1, in the order in which they were taken.
+
+    *phases*, if there are any, hear how long the calls took.
+    """
 
     count: int
+    rejected: int
     capacity: int
-    oldest_ns: int
 
-    def __new__(cls, capacity: int, /) -> Batch: ...
+    def __new__(cls, capacity: int, phases: Phases | None = None, /) -> Batch: ...
     def gather(self, buffers: list[tuple[Buffer, Any] | None], /) -> list[Any]:
         """Copy the inputs of all rows; return one item a column.
 
-        That is a list of values for a scalar column, for which *buffers* has None. For an array
-        column it has a pair: the rows are copied to the start of the first, and the item is the
-        second up to as many. Neighbouring slots are one copy.
+        That is a list of values where *buffers* has None. For a column of arrays of one shape it
+        has a pair: the rows are copied to the start of the first, and the item is the second up
+        to as many; neighbouring slots are one copy. For arrays of varying shape it may have a
+        pair (room, lengths): the rows are written to the start of the first, padded with zeros
+        to the longest of them, their lengths along each axis that varies as int64 to the second,
+        and the item is the shape of the whole.
+        """
+    def reject(self, row: int, record: bytes, /) -> None:
+        """Make an error record the outcome of a row that the function is not to see.
+
+        It leaves the rows; those behind it move up. `complete` publishes it with the others.
         """
     def scatter(self, results: object, /) -> bool:
-        """Store one result a row out of a list of scalars or a packed stack of `count` rows.
+        """Store one result a row out of a list or a packed stack of `count` rows.
 
         False if it is not exactly of the result's type; some rows may have been written then.
         """
@@ -211,10 +252,16 @@ class Inbox:
     """The executor's ends of all producers of one function."""
 
     oldest_ns: int
+    absent: int
     attention: int
     count: int
+    expired: int
+    cancelled: int
 
     def __new__(cls) -> Inbox: ...
+    @property
+    def running(self) -> int:
+        """Calls taken and not completed."""
     def attach(self, ring: ExecutorRing, since_ns: int, /) -> None:
         """Drain this ring from now on. No call of it was published before *since_ns*."""
     def detach(self, ring: ExecutorRing, /) -> None:
@@ -222,11 +269,20 @@ class Inbox:
     def drain(self, now_ns: int, /) -> int:
         """Look at every ring; return how many calls wait.
 
-        Sets `oldest_ns` (their earliest publication), and `attention` where `pop_attention` has
-        something to say.
+        Sets `oldest_ns` (their earliest publication); `absent`, how many calls are missing until
+        every producer has as many outstanding as it had lately; and `attention` where
+        `pop_attention` has something to say.
         """
-    def take(self, batch: Batch, limit: int, /) -> int:
-        """Fill an empty batch with up to *limit* calls, producers taking turns (I5)."""
+    def forget_absent(self) -> None:
+        """Wait for nobody who has fewer calls outstanding now than it had lately."""
+    def pending(self) -> int:
+        """Return how many calls are published and not taken now. For any thread."""
+    def take(self, batch: Batch, limit: int, now_ns: int, /) -> int:
+        """Fill an empty batch with up to *limit* calls, producers taking turns (I5).
+
+        Calls whose deadline has passed are not among them: that is their outcome, and `expired`
+        counts them.
+        """
     def seal(self) -> None:
         """Take no more calls out of the rings; those found by `drain` already still run."""
     def pop_attention(self) -> list[Wake] | None:

@@ -11,7 +11,7 @@ A segment belongs to one (producer, function) pair::
          0   magic              u64     executor    "shmbatch", for people with a debugger
          8   layout_version     u32     executor    LAYOUT_VERSION, for the same people
         12   capacity           u32     executor    slots, likewise; nobody reads it back
-        64   status             u32     executor    open, draining, closed
+        64   status             u32     executor    open, draining, closed, expelled
         68   active             u32     executor    producers that called lately
        128   tail               u32     producer    slot indices published so far
        192   completions        u32     both        batches completed << 16 | sleeping threads
@@ -27,9 +27,10 @@ A control block is one cache line::
     offset   field              type    stored by   meaning
     ------   ----------------   -----   ---------   -------------------------------------------
          0   state              u32     both        generation << 8 | flags | state; see ring.h
-         4   outcome            u32     executor    value or error; valid when done
+         4   outcome            u32     executor    value, error or expired; valid when done
          8   error_nbytes       u32     executor    length of the error record
         16   published_ns       u64     producer    monotonic clock at publish, nanoseconds
+        24   deadline_ns        u64     producer    taken later than this it never runs; 0: none
 
 The bell, one page for all producers of an executor::
 
@@ -49,7 +50,7 @@ from dataclasses import dataclass
 
 from . import PROTOCOL_VERSION
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 # What both sides must have in common: of the control messages, and of the segments.
 VERSION = f"{PROTOCOL_VERSION}.{LAYOUT_VERSION}"
 
@@ -69,6 +70,7 @@ CONTROL_STATE = 0
 CONTROL_OUTCOME = 4
 CONTROL_ERROR_NBYTES = 8
 CONTROL_PUBLISHED_NS = 16
+CONTROL_DEADLINE_NS = 24
 
 BELL_WORD = 0
 BELL_QUORUM = 64

@@ -88,6 +88,7 @@ enum {
 #define RING_STATE_MASK 0x07u
 #define RING_WAITER 0x08u /* somebody sleeps on this state word */
 #define RING_ASYNC 0x10u  /* an event loop wants to hear of this slot */
+#define RING_DROPPED 0x20u /* in no state word: what ring_complete says of an abandoned call */
 #define RING_GENERATION_SHIFT 8
 #define RING_GENERATION_MASK 0xFFFFFFu
 
@@ -109,7 +110,7 @@ typedef struct {
     _Alignas(64) uint64_t magic; /* for people with a debugger; nobody checks it */
     uint32_t layout_version;
     uint32_t capacity;
-    _Alignas(64) _Atomic uint32_t status; /* X: RING_OPEN, RING_DRAINING, RING_CLOSED */
+    _Alignas(64) _Atomic uint32_t status; /* X: RING_OPEN, RING_DRAINING, ... */
     _Atomic uint32_t active;              /* X: producers with calls lately, for `auto` */
     _Alignas(64) _Atomic uint32_t tail;   /* P: indices published so far */
     _Alignas(64) _Atomic uint32_t completions;
@@ -118,19 +119,21 @@ typedef struct {
 } ring_header;
 _Static_assert(sizeof(ring_header) == 384, "layout.py draws 384 bytes");
 
-enum { RING_OPEN = 0, RING_DRAINING = 1, RING_CLOSED = 2 };
+/* EXPELLED: this producer broke the protocol, and was cut off. */
+enum { RING_OPEN = 0, RING_DRAINING = 1, RING_CLOSED = 2, RING_EXPELLED = 3 };
 
 /* One cache line for each slot. */
 typedef struct {
     _Alignas(64) _Atomic uint32_t state;
-    _Atomic uint32_t outcome;      /* X: RING_VALUE or RING_ERROR, valid in DONE */
+    _Atomic uint32_t outcome;      /* X: RING_VALUE, RING_ERROR or RING_EXPIRED, valid in DONE */
     _Atomic uint32_t error_nbytes; /* X: length of the error record, valid in DONE */
     _Atomic uint32_t reserved;
     _Atomic uint64_t published_ns; /* P: CLOCK_MONOTONIC at publish */
+    _Atomic uint64_t deadline_ns;  /* P: if taken later than this it must not run; 0 for never */
 } ring_control;
 _Static_assert(sizeof(ring_control) == 64, "layout.py draws 64 bytes");
 
-enum { RING_VALUE = 0, RING_ERROR = 1 };
+enum { RING_VALUE = 0, RING_ERROR = 1, RING_EXPIRED = 2 };
 
 /* Where the shared words of a segment are; private to each side. */
 typedef struct {
@@ -170,10 +173,11 @@ typedef struct {
  * (it was FREE) and has written the input. Never blocks, never fails (R1). */
 static inline void
 ring_publish(ring_producer *producer, uint32_t index, uint32_t generation, uint32_t flags,
-             uint64_t now_ns)
+             uint64_t now_ns, uint64_t deadline_ns)
 {
     ring_control *control = &producer->words.controls[index];
     atomic_store_explicit(&control->published_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&control->deadline_ns, deadline_ns, memory_order_relaxed);
     /* SYNC publish: either store may be the one the executor reads first. */
     atomic_store_explicit(&control->state, ring_word(generation, RING_READY) | flags,
                           RING_PUBLISH_ORDER);
@@ -202,11 +206,11 @@ ring_arm(ring_producer *producer, uint32_t index, uint32_t bit)
                                     memory_order_acq_rel) | bit; /* SYNC complete */
 }
 
-/* Give up a published call: READY becomes CANCELLED, TAKEN becomes ABANDONED; return the state
- * it is in now. DONE stays DONE, and is the caller's to release. The executor hands back the
- * slots of the other two by making them FREE. */
+/* Give up a published call: READY becomes CANCELLED, TAKEN becomes ABANDONED unless *only_ready*;
+ * return the state it is in now. DONE stays DONE, and is the caller's to release. The executor
+ * hands back the slots of the other two by making them FREE. */
 static inline uint32_t
-ring_withdraw(ring_producer *producer, uint32_t index)
+ring_withdraw(ring_producer *producer, uint32_t index, bool only_ready)
 {
     _Atomic uint32_t *state = &producer->words.controls[index].state;
     uint32_t word = atomic_load_explicit(state, memory_order_acquire);
@@ -214,7 +218,7 @@ ring_withdraw(ring_producer *producer, uint32_t index)
         uint32_t next;
         if (ring_state(word) == RING_READY) {
             next = RING_CANCELLED;
-        } else if (ring_state(word) == RING_TAKEN) {
+        } else if (ring_state(word) == RING_TAKEN && !only_ready) {
             next = RING_ABANDONED;
         } else {
             return ring_state(word);
@@ -324,6 +328,7 @@ typedef struct {
     ring_words words;
     uint32_t head;         /* indices taken out of the ring so far */
     uint32_t withdrawn;    /* cancelled calls whose slots became FREE so far */
+    uint32_t late;         /* those of them whose deadline had passed */
     uint64_t drained_ns;   /* when it was last drained */
     uint32_t waiting_head; /* `waiting` is a FIFO of `ring_mask + 1` entries */
     uint32_t waiting_tail;
@@ -337,6 +342,15 @@ ring_waiting_count(const ring_executor *executor)
     return executor->waiting_tail - executor->waiting_head;
 }
 
+/* Whether a call came too late: its producer said by when it must be launched. */
+static inline bool
+ring_expired(const ring_executor *executor, uint32_t index, uint64_t now_ns)
+{
+    uint64_t deadline_ns = atomic_load_explicit(&executor->words.controls[index].deadline_ns,
+                                                memory_order_relaxed);
+    return deadline_ns != 0 && deadline_ns < now_ns;
+}
+
 /* Hand the slot of a cancelled call, last seen as *word*, back to the producer. False if it was
  * no longer CANCELLED, which nobody but us may change (R2). */
 static inline bool
@@ -345,12 +359,14 @@ ring_free(ring_executor *executor, uint32_t index, uint32_t word)
     _Atomic uint32_t *state = &executor->words.controls[index].state;
     for (int attempt = 0; attempt < RING_CAS_ATTEMPTS && ring_state(word) == RING_CANCELLED;
          attempt++) { /* a thread that still waits for the call may set a flag meanwhile */
+        bool late = ring_expired(executor, index, executor->drained_ns);
         if (atomic_compare_exchange_weak_explicit(state, &word,
                                                   ring_word(ring_generation(word), RING_FREE),
                                                   memory_order_acq_rel,
                                                   memory_order_acquire)) { /* SYNC free */
             executor->known[index] = RING_IDLE;
             executor->withdrawn++;
+            executor->late += late;
             return true;
         }
     }
@@ -455,7 +471,8 @@ ring_take(ring_executor *executor, uint32_t *index, uint32_t *generation)
 }
 
 /* Publish the outcome of a taken call; result or error record must have been written. Return
- * the flags (RING_WAITER, RING_ASYNC) of those to wake, or RING_VIOLATION. */
+ * the flags (RING_WAITER, RING_ASYNC) of those to wake, RING_DROPPED if the call was given up
+ * meanwhile, or RING_VIOLATION. */
 static inline int
 ring_complete(ring_executor *executor, uint32_t index, uint32_t generation, uint32_t outcome,
               uint32_t error_nbytes)
@@ -480,7 +497,8 @@ ring_complete(ring_executor *executor, uint32_t index, uint32_t generation, uint
         if (atomic_compare_exchange_weak_explicit(&control->state, &word,
                                                   ring_word(generation, next),
                                                   RING_COMPLETE_ORDER, memory_order_acquire)) {
-            return (int)(word & (RING_WAITER | RING_ASYNC));
+            int dropped = next == RING_FREE ? RING_DROPPED : 0;
+            return (int)(word & (RING_WAITER | RING_ASYNC)) | dropped;
         }
     }
     return RING_VIOLATION;

@@ -80,13 +80,13 @@ def arm(index: int, bit: int) -> Program:
     return word | bit
 
 
-def withdraw(index: int) -> Program:
+def withdraw(index: int, only_ready: bool = False) -> Program:
     """Return the state it is in now."""
     word = yield load(f"state{index}")
     while True:
         if state_of(word) == READY:
             following = CANCELLED
-        elif state_of(word) == TAKEN:
+        elif state_of(word) == TAKEN and not only_ready:
             following = ABANDONED
         else:
             return state_of(word)

@@ -68,7 +68,7 @@ def test_counts_do_not_carry_into_the_bits_below_them() -> None:
 
 # What a step of the model stands for: each atomic operation of ring.h, function by function.
 ATOMICS = {
-    "ring_publish": ["store", "store", "store", "store"],
+    "ring_publish": ["store", "store", "store", "store", "store"],  # the stamps are payload
     "ring_look": ["load"],
     "ring_arm": ["fetch_or"],
     "ring_withdraw": ["load", "compare_exchange", "fetch_add"],
@@ -83,6 +83,7 @@ ATOMICS = {
     "ring_sweep": ["load", "load"],
     "ring_drain": ["load", "load", "load"],
     "ring_take": ["load", "compare_exchange"],
+    "ring_expired": ["load"],  # payload of a slot that is taken
     "ring_complete": ["store", "store", "load", "compare_exchange"],
     "ring_notify": ["fetch_add"],
 }

@@ -7,6 +7,10 @@ every state: R1 to R3 of ring.h, no VIOLATION between honest sides, a call runs 
 has at most one outcome, a cancelled call never runs, a result reaches its own call only. And
 from every state all slots come back, whatever was given up.
 
+Where there are deadlines, the producer may also ask that a call be given up only if it was not
+launched, which leaves a launched one to go on; and the executor may find a call that it took to
+be late, and completes it without running it.
+
 Either side is killed at every step. A producer then learns of DONE results only, and that a
 call it finds READY never ran; an executor is never stuck and never sees a VIOLATION.
 """
@@ -56,7 +60,9 @@ from tests.model.tso_checker import (
     store,
 )
 
-NEVER_RAN, LOST = 10, 11  # outcomes beyond the slot states DONE, CANCELLED and ABANDONED
+# Outcomes beyond the slot states DONE, CANCELLED and ABANDONED.
+NEVER_RAN, LOST, EXPIRED = 10, 11, 12
+TOO_LATE = 1  # in place of a result
 
 
 def result_of(value: int) -> int:
@@ -73,10 +79,11 @@ def producer(
     publish: Callable[..., Program] = publish,
     withdraw: Callable[[int], Program] = withdraw,
     claimable: tuple[int, ...] = (FREE,),
+    expire: Callable[[int], Program] | None = None,
 ) -> Program:
     """Return the outcome of each call; calls are numbered from 1, which is also their input.
 
-    The keywords are for broken variants.
+    *expire* gives up what is not launched; other keywords are for broken variants.
     """
     tail = 0
     owners = (0,) * capacity  # the call that each slot holds for us, 0 for none
@@ -84,7 +91,7 @@ def producer(
     while tail < calls or any(owners):
         index = yield choose(capacity)
         if owners[index]:
-            outcome = yield from settle(index, owners[index], withdraw)
+            outcome = yield from settle(index, owners[index], withdraw, expire)
             if outcome:
                 outcomes = changed(outcomes, owners[index], outcome)
                 owners = changed(owners, index, 0)
@@ -102,7 +109,12 @@ def producer(
     return outcomes
 
 
-def settle(index: int, call: int, withdraw: Callable[[int], Program]) -> Program:
+def settle(
+    index: int,
+    call: int,
+    withdraw: Callable[[int], Program],
+    expire: Callable[[int], Program] | None,
+) -> Program:
     """Look for the result, or give up; return the call's outcome or 0."""
     alive = yield is_alive("executor")
     word = yield load(f"state{index}")
@@ -110,10 +122,15 @@ def settle(index: int, call: int, withdraw: Callable[[int], Program]) -> Program
         return (yield from copy_out(index, call))
     if not alive:  # and looked at after that was known
         return NEVER_RAN if state_of(word) == READY else LOST
-    gives_up = yield choose(2)
+    gives_up = yield choose(2 if expire is None else 3)
     if not gives_up:
         return 0
-    state = yield from withdraw(index)
+    if gives_up == 2 and expire is not None:
+        state = yield from expire(index)
+        if state == TAKEN:
+            return 0
+    else:
+        state = yield from withdraw(index)
     if state == DONE:
         return (yield from copy_out(index, call))
     return state
@@ -121,6 +138,9 @@ def settle(index: int, call: int, withdraw: Callable[[int], Program]) -> Program
 
 def copy_out(index: int, call: int) -> Program:
     value = yield load(f"result{index}")
+    if value == TOO_LATE:
+        yield from release(index)
+        return EXPIRED
     if value != result_of(call):
         raise Violation(f"producer: call {call} got {value:#x}, which is not its result")
     yield from release(index)
@@ -134,8 +154,12 @@ def executor(
     complete: Callable[[int, int], Program] = complete,
     result_first: bool = True,
     watchful: bool = True,
+    deadlines: bool = False,
 ) -> Program:
-    """Return which calls ran, one bit for each. The keywords are for broken variants."""
+    """Return which calls ran, one bit for each.
+
+    With *deadlines* any call may be late; other keywords are for broken variants.
+    """
     head = 0
     withdrawn = 0
     waiting: tuple[int, ...] = ()
@@ -157,9 +181,18 @@ def executor(
                 known = changed(known, waiting[0], IDLE)
                 withdrawn += 1
             else:
-                known = changed(known, waiting[0], RUNNING)
-                running = (*running, (waiting[0], generation, call))
-                ran |= 1 << call
+                late = 0
+                if deadlines:
+                    late = yield choose(2)
+                if late:
+                    known = changed(known, waiting[0], IDLE)
+                    yield store(f"result{waiting[0]}", TOO_LATE)
+                    yield from complete(waiting[0], generation)
+                else:
+                    known = changed(known, waiting[0], RUNNING)
+                    running = (*running, (waiting[0], generation, call))
+                    ran |= 1 << call
+                del late
             waiting = waiting[1:]
             del generation, call
         elif move > 2 and running:
@@ -200,7 +233,7 @@ def broken_invariant(view: View) -> str | None:
     ran = view.local("executor", "return" if view.finished("executor") else "ran")
     outcomes = view.local("producer", "return" if view.finished("producer") else "outcomes")
     for call, outcome in enumerate(outcomes):
-        if outcome in (CANCELLED, NEVER_RAN) and ran & 1 << call:
+        if outcome in (CANCELLED, NEVER_RAN, EXPIRED) and ran & 1 << call:
             return f"call {call} was certain never to run, and ran"
         if outcome == DONE and not ran & 1 << call:
             return f"call {call} has a result and never ran"
@@ -266,6 +299,32 @@ def test_every_slot_comes_back_and_every_result_reaches_its_call(
     assert result.states > least
 
 
+expire = functools.partial(withdraw, only_ready=True)
+expiring_producer = functools.partial(producer, expire=expire)
+punctual_executor = functools.partial(executor, deadlines=True)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "calls", "killed", "least"),
+    [
+        pytest.param(1, 3, "", 40_000, id="one slot, three calls"),
+        pytest.param(2, 2, "", 90_000, id="two slots, two calls"),
+        pytest.param(1, 2, "producer", 18_000, id="producer killed"),
+        pytest.param(1, 2, "executor", 18_000, id="executor killed"),
+    ],
+)
+def test_a_call_whose_time_is_over_never_runs_or_goes_on(
+    capacity: int, calls: int, killed: str, least: int
+) -> None:
+    result = explore(
+        slot_model(
+            capacity, calls, producer=expiring_producer, executor=punctual_executor, killed=killed
+        )
+    )
+    assert result.violation is None, result
+    assert result.states > least
+
+
 @pytest.mark.parametrize("killed", ["producer", "executor"])
 @pytest.mark.parametrize(
     ("capacity", "calls", "least"),
@@ -300,6 +359,29 @@ def withdraw_by_plain_store(index: int) -> Program:
     yield store(f"state{index}", word_of(generation_of(word), following))
     yield add("withdrawn", 1)
     return following
+
+
+def expire_by_plain_store(index: int) -> Program:
+    """Give up a call that was not launched when it was looked at."""
+    word = yield load(f"state{index}")
+    if state_of(word) != READY:
+        return state_of(word)
+    yield store(f"state{index}", word_of(generation_of(word), CANCELLED))
+    yield add("withdrawn", 1)
+    return CANCELLED
+
+
+def expire_launched(index: int) -> Program:
+    """Call what was launched cancelled, although it runs."""
+    state = yield from withdraw(index)
+    return CANCELLED if state == ABANDONED else state
+
+
+def complete_late_without_outcome(index: int, generation: int) -> Program:
+    """Tell the producer before it is known that the call was late."""
+    flags = yield from complete(index, generation)
+    yield store(f"result{index}", 0)
+    return flags
 
 
 def withdraw_to_free(index: int) -> Program:
@@ -413,6 +495,38 @@ reusing_producer = functools.partial(producer, claimable=(FREE, ABANDONED))
             ),
             "call 1 was certain never to run, and ran",
             id="withdraw by plain store",
+        ),
+        pytest.param(
+            slot_model(
+                1,
+                1,
+                producer=functools.partial(producer, expire=expire_by_plain_store),
+                watched=False,
+            ),
+            "call 1 was certain never to run, and ran",
+            id="expire by plain store",
+        ),
+        pytest.param(
+            slot_model(
+                1,
+                1,
+                producer=functools.partial(producer, expire=expire_launched),
+                executor=punctual_executor,
+            ),
+            "call 1 was certain never to run, and ran",
+            id="expire gives up what was launched",
+        ),
+        pytest.param(
+            slot_model(
+                1,
+                1,
+                producer=expiring_producer,
+                executor=functools.partial(
+                    executor, deadlines=True, complete=complete_late_without_outcome
+                ),
+            ),
+            "producer: call 1 got 0x0, which is not its result",
+            id="outcome of a late call written after DONE",
         ),
         pytest.param(
             slot_model(

@@ -129,14 +129,22 @@ def ring_and_wake(urgent: bool = False) -> Program:
 # ---- a slot for the next call -----------------------------------------------------------
 
 
-def withdrawing_producer(capacity: int, rings: bool = True, urgent: bool = True) -> Program:
-    """Publish and give up at once, again and again; then wait until every slot is back."""
+def withdrawing_producer(
+    capacity: int, rings: bool = True, urgent: bool = True, only_ready: bool = False
+) -> Program:
+    """Publish and give up at once, again and again; then wait until every slot is back.
+
+    With *only_ready* a launched call goes on, and the next one waits for its result.
+    """
     tail = 0
     while tail < CALLS:
         index, generation = yield from wait_for_slot(capacity)
         tail = yield from publish(capacity, tail, index, generation)
         yield from ring_and_wake()
-        state = yield from withdraw(index)
+        state = yield from withdraw(index, only_ready)
+        while state == TAKEN:
+            word = yield load(f"state{index}")
+            state = state_of(word)
         if state == DONE:
             yield from release(index)
         elif state == CANCELLED and rings:
@@ -189,9 +197,13 @@ def slots_model(
     )
 
 
+@pytest.mark.parametrize("only_ready", [False, True])
 @pytest.mark.parametrize("capacity", [1, 2])
-def test_a_withdrawn_call_gives_its_slot_back_though_no_call_is_due(capacity: int) -> None:
-    result = explore(slots_model(capacity))
+def test_a_withdrawn_call_gives_its_slot_back_though_no_call_is_due(
+    capacity: int, only_ready: bool
+) -> None:
+    producer = functools.partial(withdrawing_producer, only_ready=only_ready)
+    result = explore(slots_model(capacity, producer))
     assert result.violation is None, result
     assert result.states > 3_000
 

@@ -265,7 +265,7 @@ submit(caller *self, call *made)
     pthread_mutex_lock(&producer->lock);
     uint32_t generation = ++producer->generations[index] & RING_GENERATION_MASK;
     *made = (call){.number = number, .index = index, .generation = generation, .active = true};
-    ring_publish(&producer->ring, index, generation, 0, now_ns());
+    ring_publish(&producer->ring, index, generation, 0, now_ns(), 0);
     pthread_mutex_unlock(&producer->lock);
     ring_and_wake(false);
 }
@@ -274,7 +274,7 @@ submit(caller *self, call *made)
 static bool
 withdraw(producer *producer, call *given_up)
 {
-    uint32_t state = ring_withdraw(&producer->ring, given_up->index);
+    uint32_t state = ring_withdraw(&producer->ring, given_up->index, false);
     if (state == RING_DONE) {
         COUNT(too_late);
         return false;

@@ -52,7 +52,7 @@ from shmbatch.protocol._core import (
     Inbox,
     ProducerRing,
 )
-from tests.rings import ADD, Served, Wire, array, outcome, signature, slot_of
+from tests.rings import ADD, Served, Wire, array, outcome, shown, signature, slot_of
 
 LONG_NS = 60 * 10**9  # longer than the watchdog lets a test wait in vain
 
@@ -199,9 +199,13 @@ def test_buffers_are_let_go_whatever_becomes_of_the_call() -> None:
     data.clear()  # BufferError if a view of it were still held
 
 
-def test_submit_takes_a_tuple_and_flags() -> None:
+def test_submit_takes_a_tuple_and_flags_and_perhaps_a_deadline() -> None:
     wire = Wire()
-    for arguments in [([1, 2], 0), ((1, 2), "0"), ((1, 2), -1), ((1, 2),), ((1, 2), 0, 0)]:
+    fits = (1, 2)
+    for arguments in [
+        *(([1, 2], 0), (fits, "0"), (fits, -1), (fits,), (fits, 0, 0, 0)),
+        *((fits, 0, "0"), (fits, 0, -1), (fits, 0, 1.5), (fits, 0, None), (fits, 0, 2**64)),
+    ]:
         with pytest.raises(TypeError):
             wire.producer.submit(*arguments)  # type: ignore[arg-type]
     assert wire.producer.free_slots == 4
@@ -237,6 +241,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (READY, READY),
         "arm": (word(1, READY) | WAITER, READY),
         "withdraw": (CANCELLED, CANCELLED),
+        "expire": (CANCELLED, CANCELLED),
         "finished": ([], READY),
         "drain": (1, READY),
         "take": (0, READY),
@@ -248,6 +253,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (READY, READY),
         "arm": (word(1, READY) | WAITER, READY),
         "withdraw": (CANCELLED, CANCELLED),
+        "expire": (CANCELLED, CANCELLED),
         "finished": ([], READY),
         "drain": (1, READY),
         "take": (1, TAKEN),
@@ -259,6 +265,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (TAKEN, TAKEN),
         "arm": (word(1, TAKEN) | WAITER, TAKEN),
         "withdraw": (ABANDONED, ABANDONED),
+        "expire": (TAKEN, TAKEN),
         "finished": ([], TAKEN),
         "drain": (0, TAKEN),
         "take": (0, TAKEN),
@@ -270,6 +277,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (DONE, DONE),
         "arm": (-1, DONE),
         "withdraw": (DONE, FREE),
+        "expire": (DONE, DONE),
         "finished": (["the ticket"], DONE),
         "drain": (0, DONE),
         "take": (0, DONE),
@@ -281,6 +289,19 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (DONE, DONE),
         "arm": (-1, DONE),
         "withdraw": (DONE, FREE),
+        "expire": (DONE, DONE),
+        "finished": (["the ticket"], DONE),
+        "drain": (0, DONE),
+        "take": (0, DONE),
+        "complete": (None, DONE),
+    },
+    "expired": {
+        "poll": (FAILED, DONE),
+        "error": (None, FREE),
+        "state": (DONE, DONE),
+        "arm": (-1, DONE),
+        "withdraw": (DONE, FREE),
+        "expire": (DONE, DONE),
         "finished": (["the ticket"], DONE),
         "drain": (0, DONE),
         "take": (0, DONE),
@@ -292,6 +313,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (OVER, CANCELLED),
         "arm": (OVER, CANCELLED),
         "withdraw": (OVER, CANCELLED),
+        "expire": (OVER, CANCELLED),
         "finished": ([], CANCELLED),
         "drain": (0, FREE),
         "take": (0, CANCELLED),
@@ -303,6 +325,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (OVER, CANCELLED),
         "arm": (OVER, CANCELLED),
         "withdraw": (OVER, CANCELLED),
+        "expire": (OVER, CANCELLED),
         "finished": ([], CANCELLED),
         "drain": (0, FREE),
         "take": (0, FREE),
@@ -314,6 +337,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (OVER, ABANDONED),
         "arm": (OVER, ABANDONED),
         "withdraw": (OVER, ABANDONED),
+        "expire": (OVER, ABANDONED),
         "finished": ([], ABANDONED),
         "drain": (0, ABANDONED),
         "take": (0, ABANDONED),
@@ -325,6 +349,7 @@ TABLE: dict[str, dict[str, tuple[Any, int]]] = {
         "state": (OVER, FREE),
         "arm": (OVER, FREE),
         "withdraw": (OVER, FREE),
+        "expire": (OVER, FREE),
         "finished": ([], FREE),
         "drain": (0, FREE),
         "take": (0, FREE),
@@ -339,7 +364,7 @@ class Life:
     def __init__(self, state: str) -> None:
         self.wire = Wire(capacity=1)
         self.served = Served(self.wire)
-        self.ticket = self.wire.submit(40, 2)
+        self.ticket = self.wire.submit(40, 2, deadline_ns=1 if state == "expired" else 0)
         producer, served = self.wire.producer, self.served
         if state in ("published", "cancelled"):
             pass
@@ -370,7 +395,7 @@ class Life:
         if operation == "drain":
             return served.drain()
         if operation == "take":
-            return served.inbox.take(Batch(1), 1)
+            return served.inbox.take(Batch(1), 1, 1 << 62)
         if operation == "complete":
             return served.batch.complete()
         return getattr(producer, operation)(self.ticket)
@@ -425,6 +450,7 @@ def test_a_ticket_that_was_never_given_out_is_refused(ticket: int) -> None:
         lambda: producer.state(ticket),
         lambda: producer.arm(ticket, WAITER),
         lambda: producer.withdraw(ticket),
+        lambda: producer.expire(ticket),
     ):
         with pytest.raises(ValueError, match="over"):
             use()
@@ -440,6 +466,7 @@ def test_what_is_no_ticket_is_refused(ticket: Any) -> None:
         lambda: producer.state(ticket),
         lambda: producer.arm(ticket, WAITER),
         lambda: producer.withdraw(ticket),
+        lambda: producer.expire(ticket),
         lambda: producer.park_slot(ticket, 0, 1),
     ):
         with pytest.raises((OverflowError, TypeError)):
@@ -770,6 +797,40 @@ def test_a_park_lets_other_threads_run_and_is_woken_by_the_other_end() -> None:
     assert outcome(wire, ticket) == 2
 
 
+def test_a_producer_wakes_its_own_sleepers_for_what_the_executor_does_not_know() -> None:
+    wire = Wire()
+    ticket = wire.submit(1, 1)
+    wire.producer.wake_completions()
+    assert wire.read(layout.COMPLETIONS) == 0  # nobody has joined
+    armed = wire.producer.arm(ticket, WAITER)
+    joined = wire.producer.join_completions(THREAD)
+    awake = []
+
+    def sleep_on_the_slot() -> None:
+        while wire.read(wire.state_offset(slot_of(ticket))) == armed:
+            wire.producer.park_slot(ticket, armed, LONG_NS)
+        awake.append("slot")
+
+    def sleep_on_completions() -> None:
+        wire.producer.park_completions(joined, LONG_NS)
+        awake.append("completions")
+
+    threads = [threading.Thread(target=each) for each in (sleep_on_the_slot, sleep_on_completions)]
+    for thread in threads:
+        thread.start()
+    assert wire.producer.withdraw(ticket) == CANCELLED
+    wire.producer.wake_slot(ticket)  # though its call is over
+    wire.producer.wake_completions()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(awake) == ["completions", "slot"]
+    assert wire.read(layout.COMPLETIONS) != joined
+    for slot in (4, 2**17 - 1):
+        with pytest.raises(ValueError, match="no slot"):
+            wire.producer.wake_slot(slot)
+
+
 @pytest.fixture
 def cooperative_threads() -> Iterator[None]:
     """Threads change only where one of them lets go of the GIL."""
@@ -954,6 +1015,8 @@ def test_a_result_that_another_thread_is_reading_is_pending() -> None:
         seen.append(wire.producer.poll(ticket, 0))
         with pytest.raises(ValueError, match="another thread is taking"):
             wire.producer.withdraw(ticket)
+        with pytest.raises(ValueError, match="another thread is taking"):
+            wire.producer.expire(ticket)
         seen.append(wire.producer.finished(False))
         with pytest.raises(ValueError, match="no error"):
             wire.producer.error(ticket)
@@ -986,8 +1049,9 @@ def test_an_allocated_array_that_does_not_fit_is_refused(made: Any) -> None:
 
 def reader(wire: Wire, allocate: Callable[[], Any]) -> ProducerRing:
     """Return a producer's end whose result arrays are made by *allocate*."""
-    *shared, columns = ring_arguments(wire.memory, wire.signature, wire.where)
-    columns = (*columns[:-1], (*columns[-1][:-1], allocate))
+    *shared, columns = wire.arguments()
+    *before, _, itemsize = columns[-1]
+    columns = (*columns[:-1], (*before, allocate, itemsize))
     return ProducerRing(*shared, columns, wire.bell_memory, lambda sleeping: None, None)
 
 
@@ -1029,9 +1093,13 @@ def test_a_forked_child_cannot_move_its_parents_ring() -> None:
             and producer.submit((2, 2), 0) == SUBMIT_FORKED
             and belongs_to_the_parent(lambda: producer.arm(ticket, WAITER))
             and belongs_to_the_parent(lambda: producer.withdraw(ticket))
+            and belongs_to_the_parent(lambda: producer.expire(ticket))
+            and belongs_to_the_parent(lambda: producer.error(ticket))
+            and producer.submit((2, 2), 0, 1) == SUBMIT_FORKED
             and belongs_to_the_parent(lambda: producer.poll(ticket, 0))
             and producer.join_completions(THREAD) == -1
             and producer.leave_completions(THREAD) is None
+            and producer.wake_completions() is None
             and producer.free_slots == 3
             and bytes(wire.memory) == before
             and wire.bell.look() == 4  # one ring, the parent's
@@ -1199,7 +1267,7 @@ def test_calls_cancelled_between_drain_and_take_are_made_up_for() -> None:
     wire.producer.withdraw(tickets[0])
     wire.producer.withdraw(tickets[2])
 
-    assert served.inbox.take(served.batch, 3) == 3
+    assert served.inbox.take(served.batch, 3, 1 << 62) == 3
     assert served.inputs()[0] == [1, 3, 4]
 
 
@@ -1216,8 +1284,7 @@ def test_the_oldest_publication_is_reported_and_never_later_than_now() -> None:
     assert served.drain() == 3
     assert served.inbox.oldest_ns == 2_000
 
-    served.inbox.take(served.batch, 2)
-    assert served.batch.oldest_ns == 2_000
+    served.inbox.take(served.batch, 2, 1 << 62)
     served.answer(0, 0)
     served.now_ns = 6_000
     assert served.drain() == 1
@@ -1289,11 +1356,11 @@ def test_a_take_needs_an_empty_batch_with_room() -> None:
 
     for batch, limit in [(served.batch, 3), (None, 1), (served.inbox, 1)]:
         with pytest.raises(ValueError, match="empty Batch with room"):
-            served.inbox.take(batch, limit)  # type: ignore[arg-type]
-    assert served.inbox.take(served.batch, 0) == 0
-    assert served.inbox.take(served.batch, 2) == 1
+            served.inbox.take(batch, limit, 1 << 62)  # type: ignore[arg-type]
+    assert served.inbox.take(served.batch, 0, 1 << 62) == 0
+    assert served.inbox.take(served.batch, 2, 1 << 62) == 1
     with pytest.raises(ValueError, match="empty Batch with room"):
-        served.inbox.take(served.batch, 1)
+        served.inbox.take(served.batch, 1, 1 << 62)
 
 
 def test_an_empty_batch_has_nothing_to_gather_or_to_complete() -> None:
@@ -1340,7 +1407,10 @@ def test_results_that_are_not_exactly_what_was_declared_are_left_to_python(resul
 @pytest.mark.parametrize(
     "stack",
     [
-        [np.zeros(3)] * 2,
+        [np.zeros(3)],
+        [np.zeros(3), np.zeros(4)],
+        [np.zeros(3), [0.0] * 3],
+        (np.zeros(3), np.zeros(3)),
         np.zeros((2, 3), "float32"),
         np.zeros((1, 3)),
         np.zeros((3, 3)),
@@ -1363,6 +1433,19 @@ def test_a_stack_that_is_not_exactly_what_was_declared_is_left_to_python(stack: 
     served.take()
 
     assert not served.batch.scatter(stack)
+
+
+def test_a_list_of_arrays_is_stacked() -> None:
+    column = array("float64", 3)
+    wire = Wire(signature("int", result=column))
+    served = Served(wire)
+    tickets = [wire.submit(i) for i in range(2)]
+    served.take()
+
+    assert served.batch.scatter([np.full(3, 1.0), np.full(3, 2.0)])
+    served.batch.complete()
+
+    assert [outcome(wire, ticket).tolist() for ticket in tickets] == [[1.0] * 3, [2.0] * 3]
 
 
 @pytest.mark.parametrize("buffers", [[], [None], [None] * 3, (None, None), None])
@@ -1518,7 +1601,7 @@ INT = (0, WHERE.columns[0], 8, int, "", (), None)
         {"columns": (INT, (3, WHERE.columns[0], 8, np.ndarray, "l", ("1",), None))},
         {"columns": (INT, (3, WHERE.columns[0], 8, np.ndarray, "l", [1], None))},
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_layout_that_does_not_fit_is_refused_by_both_ends(changes: dict[str, Any]) -> None:
     arguments = shared_arguments(**changes)
@@ -1564,7 +1647,7 @@ class Siege:
         self.hear(self.served.inbox.pop_attention())
 
     def take(self) -> None:
-        self.served.inbox.take(self.served.batch, 16)
+        self.served.inbox.take(self.served.batch, 16, self.served.now_ns)
         self.hear(self.served.inbox.pop_attention())
 
     def complete(self) -> None:

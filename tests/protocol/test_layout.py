@@ -50,7 +50,7 @@ def test_the_bell_diagram_shows_the_constants(offset: str, field: str) -> None:
 
 def test_the_diagrams_are_complete() -> None:
     assert len(SEGMENT_ROWS) == 9
-    assert len(CONTROL_ROWS) == 4
+    assert len(CONTROL_ROWS) == 5
     assert len(BELL_ROWS) == 2
 
 
@@ -78,25 +78,29 @@ def test_the_core_stores_each_word_where_the_diagram_draws_it() -> None:
     assert wire.read(layout.ACTIVE) == 7
     assert wire.memory[layout.MAGIC : layout.MAGIC + 8] == b"shmbatch"
 
-    tickets = [wire.submit(0, 0) for _ in range(4)]
+    deadlines = (0, 1, 5 << 60, 2**64 - 1)
+    tickets = [wire.submit(0, 0, deadline_ns=deadline_ns) for deadline_ns in deadlines]
     assert wire.read(layout.TAIL) == 4
     assert [wire.read(layout.INDICES + 4 * i) for i in range(4)] == [0, 1, 2, 3]
     for slot in range(4):
         control = wire.where.controls + layout.CONTROL_NBYTES * slot
-        word, published_ns = struct.unpack_from("=I12xQ", wire.memory, control)
+        word, published_ns, deadline_ns = struct.unpack_from("=I12xQQ", wire.memory, control)
         assert word == 1 << 8 | _core.READY
         assert published_ns > 0
+        assert deadline_ns == deadlines[slot]
 
     assert wire.producer.withdraw(tickets[0]) == _core.CANCELLED
     assert wire.read(layout.WITHDRAWN) == 1
-    served.take()
-    served.batch.fail(1, b"broken")
+    assert served.take() == 2  # the call of slot 1 is late
+    served.batch.fail(0, b"broken")
     served.batch.complete()
     assert wire.read(layout.COMPLETIONS) == 1 << 16
     failed = wire.where.controls + layout.CONTROL_NBYTES * 2
     assert wire.read(failed + layout.CONTROL_STATE) == 1 << 8 | _core.DONE
     assert wire.read(failed + layout.CONTROL_OUTCOME) == 1
     assert wire.read(failed + layout.CONTROL_ERROR_NBYTES) == len(b"broken")
+    expired = wire.where.controls + layout.CONTROL_NBYTES
+    assert wire.read(expired + layout.CONTROL_OUTCOME) == 2
     record = wire.where.errors + 2 * wire.where.error_nbytes
     assert wire.memory[record : record + 6] == b"broken"
 

@@ -181,7 +181,7 @@ class Rings(RuleBasedStateMachine):
     @precondition(lambda self: not self.batch)
     @rule(limit=st.integers(0, 8))
     def take(self, limit: int) -> None:
-        count = self.served.inbox.take(self.served.batch, limit)
+        count = self.served.inbox.take(self.served.batch, limit, self.served.now_ns)
         expected = self._take_model(limit)
         assert count == len(expected)
         self.batch = expected

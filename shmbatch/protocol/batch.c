@@ -1,0 +1,637 @@
+/* batch.c: Batch, the rows of one batch: gather, scatter, complete; Phases, how long they took. */
+#include "core.h"
+
+/* ---- Phases ----------------------------------------------------------------------------- */
+
+PyTypeObject *phases_type;
+
+/* Which bucket: i < 16 holds exactly i; else octave i / 16 - 1, from (16 + i % 16) << octave on. */
+static unsigned
+bucket_of(uint64_t ns)
+{
+    if (ns < 16) {
+        return (unsigned)ns;
+    }
+    unsigned octave = 59u - (unsigned)__builtin_clzll(ns);
+    return (octave + 1) * 16 + (unsigned)(ns >> octave & 15);
+}
+
+void
+phases_count(phases *self, int phase, uint64_t ns, uint64_t calls)
+{
+    self->counts[phase][bucket_of(ns)] += calls;
+    self->sum_ns[phase] += ns * calls;
+    if (ns > self->max_ns[phase]) {
+        self->max_ns[phase] = ns;
+    }
+}
+
+static PyObject *
+phases_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, ":Phases")) {
+        return NULL;
+    }
+    return new_self(type);
+}
+
+static void
+phases_dealloc(phases *self)
+{
+    free_self((PyObject *)self);
+}
+
+/* read(phase) -> (sum_ns, max_ns, counts): counts are BUCKET_COUNT native u64. */
+static PyObject *
+phases_read(phases *self, PyObject *number)
+{
+    unsigned long phase = PyLong_AsUnsignedLong(number);
+    if (phase == (unsigned long)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (phase >= PHASE_COUNT) {
+        PyErr_Format(PyExc_ValueError, "there is no phase %lu", phase);
+        return NULL;
+    }
+    return Py_BuildValue("(KKy#)", self->sum_ns[phase], self->max_ns[phase],
+                         (const char *)self->counts[phase],
+                         (Py_ssize_t)sizeof(self->counts[phase]));
+}
+
+static PyMethodDef phases_methods[] = {
+    {"read", (PyCFunction)phases_read, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot phases_slots[] = {
+    {Py_tp_new, phases_new},
+    {Py_tp_dealloc, phases_dealloc},
+    {Py_tp_methods, phases_methods},
+    {0, NULL},
+};
+
+PyType_Spec phases_spec = {
+    .name = "shmbatch.protocol._core.Phases",
+    .basicsize = sizeof(phases),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = phases_slots,
+};
+
+/* ---- Batch ------------------------------------------------------------------------------ */
+
+PyTypeObject *batch_type;
+
+static void
+batch_drop_rows(batch *self)
+{
+    unsigned count = self->count + self->rejected;
+    self->count = self->rejected = 0;
+    for (unsigned i = 0; i < count; i++) {
+        Py_CLEAR(self->rows[i].ring);
+    }
+}
+
+static void
+batch_dealloc(batch *self)
+{
+    if (self->rows != NULL) {
+        batch_drop_rows(self);
+    }
+    PyMem_Free(self->rows);
+    Py_XDECREF((PyObject *)self->phases);
+    free_self((PyObject *)self);
+}
+
+static PyObject *
+batch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)kwargs;
+    unsigned capacity;
+    PyObject *timed = Py_None;
+    if (!PyArg_ParseTuple(args, "I|O:Batch", &capacity, &timed)) {
+        return NULL;
+    }
+    if (timed != Py_None && !PyObject_TypeCheck(timed, phases_type)) {
+        PyErr_SetString(PyExc_TypeError, "expected Phases or None");
+        return NULL;
+    }
+    batch *self = new_self(type);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->capacity = capacity;
+    self->phases = timed == Py_None ? NULL : (phases *)Py_NewRef(timed);
+    self->rows = PyMem_Calloc(capacity, sizeof(row));
+    if (capacity == 0 || self->rows == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+/* Column *number* of every row's ring; -1 is the result. All rings of a batch have the same
+ * columns, because an Inbox only accepts rings of one function. */
+static const column *
+row_column(const row *at, Py_ssize_t number)
+{
+    const ends *shared = &at->ring->shared;
+    return &shared->columns[number < 0 ? shared->column_count : number];
+}
+
+static int
+batch_check(const batch *self)
+{
+    if (self->count == 0) {
+        PyErr_SetString(PyExc_ValueError, "the batch is empty");
+        return -1;
+    }
+    return 0;
+}
+
+/* Copy rows between the slots and *packed*; neighbouring slots are one copy. */
+static void
+batch_copy(const batch *self, Py_ssize_t number, char *packed, bool to_slots)
+{
+    Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes;
+    for (unsigned i = 0; i < self->count;) {
+        const row *first = &self->rows[i];
+        unsigned run = 1;
+        while (i + run < self->count && self->rows[i + run].ring == first->ring
+               && self->rows[i + run].index == first->index + run) {
+            run++;
+        }
+        char *slots = value_at(row_column(first, number), first->index);
+        if (to_slots) {
+            memcpy(slots, packed, (size_t)(nbytes * run));
+        } else {
+            memcpy(packed, slots, (size_t)(nbytes * run));
+        }
+        packed += nbytes * run;
+        i += run;
+    }
+}
+
+static PyObject *
+batch_gather_list(const batch *self, Py_ssize_t number)
+{
+    PyObject *values = PyList_New(self->count);
+    for (unsigned i = 0; values != NULL && i < self->count; i++) {
+        const column *from = row_column(&self->rows[i], number);
+        PyObject *value = value_load(from, value_at(from, self->rows[i].index));
+        if (value == NULL || PyList_SetItem(values, i, value) != 0) {
+            Py_CLEAR(values);
+        }
+    }
+    return values;
+}
+
+/* Copy the rows of an array column to the start of pair[0]; return pair[1][:count]. */
+static PyObject *
+batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
+{
+    Py_buffer view;
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected a pair of buffers for an array column");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(PyTuple_GetItem(pair, 0), &view, PyBUF_WRITABLE) != 0) {
+        return NULL;
+    }
+    Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
+    Py_ssize_t room = view.len;
+    bool fits = room >= nbytes;
+    if (!fits) {
+        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", room, nbytes);
+    } else if (nbytes >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        batch_copy(self, number, view.buf, false);
+        Py_END_ALLOW_THREADS
+    } else {
+        batch_copy(self, number, view.buf, false);
+    }
+    PyBuffer_Release(&view);
+    if (!fits) {
+        return NULL;
+    }
+    PyObject *rows = PyTuple_GetItem(pair, 1);
+    /* A slice even where it is all of them: what the function does to the object itself, such as
+     * requires_grad_(), must not reach the next batch. */
+    return PySequence_GetSlice(rows, 0, self->count);
+}
+
+/* The padded shape of *count* rows whose shapes stand in *axes*, with *count* itself in front. */
+static PyObject *
+padded_shape(const column *self, unsigned count, const Py_ssize_t *axes, Py_ssize_t *padded)
+{
+    memset(padded, 0, (size_t)self->ndim * sizeof(*padded));
+    for (unsigned i = 0; i < count; i++, axes += self->ndim) {
+        for (int axis = 0; axis < self->ndim; axis++) {
+            padded[axis] = axes[axis] > padded[axis] ? axes[axis] : padded[axis];
+        }
+    }
+    PyObject *shape = PyTuple_New(1 + self->ndim);
+    for (int axis = -1; shape != NULL && axis < self->ndim; axis++) {
+        PyObject *length = PyLong_FromSsize_t(axis < 0 ? (Py_ssize_t)count : padded[axis]);
+        if (length == NULL || PyTuple_SetItem(shape, 1 + axis, length) != 0) {
+            Py_CLEAR(shape);
+        }
+    }
+    return shape;
+}
+
+static void
+batch_pad(const batch *self, Py_ssize_t number, const Py_ssize_t *axes, const Py_ssize_t *padded,
+          Py_ssize_t row_nbytes, char *to, int64_t *lengths)
+{
+    for (unsigned i = 0; i < self->count; i++) {
+        const column *from = row_column(&self->rows[i], number);
+        if (row_nbytes > 0) {
+            ragged_pad(from, value_at(from, self->rows[i].index), axes, padded, to);
+        }
+        for (int axis = 0; axis < from->ndim; axis++) {
+            if (from->shape[axis] < 0) {
+                *lengths++ = axes[axis];
+            }
+        }
+        axes += from->ndim;
+        to += row_nbytes;
+    }
+}
+
+/* Write the rows of a ragged column, padded with zeros to the longest of them, to the start of
+ * pair[0], and the lengths that they have into pair[1]; return the shape of the whole. */
+static PyObject *
+batch_gather_padded(const batch *self, Py_ssize_t number, PyObject *pair)
+{
+    const column *of = row_column(&self->rows[0], number);
+    int variable = 0;
+    for (int axis = 0; axis < of->ndim; axis++) {
+        variable += of->shape[axis] < 0;
+    }
+    Py_buffer rows, lengths;
+    if (PyObject_GetBuffer(PyTuple_GetItem(pair, 0), &rows, PyBUF_WRITABLE) != 0) {
+        return NULL;
+    }
+    if (PyObject_GetBuffer(PyTuple_GetItem(pair, 1), &lengths, PyBUF_WRITABLE) != 0) {
+        PyBuffer_Release(&rows);
+        return NULL;
+    }
+    PyObject *shape = NULL;
+    Py_ssize_t padded[PyBUF_MAX_NDIM];
+    /* One snapshot of all the shapes: their writers may be scribbling. */
+    Py_ssize_t *axes =
+        PyMem_Malloc((size_t)self->count * (size_t)of->ndim * sizeof(*axes));
+    if (axes == NULL) {
+        PyErr_NoMemory();
+    } else {
+        for (unsigned i = 0; i < self->count; i++) {
+            const column *from = row_column(&self->rows[i], number);
+            ragged_shape(from, value_at(from, self->rows[i].index), axes + i * of->ndim);
+        }
+        shape = padded_shape(of, self->count, axes, padded);
+    }
+    if (shape != NULL) {
+        Py_ssize_t row_nbytes = of->itemsize;
+        for (int axis = 0; axis < of->ndim; axis++) {
+            row_nbytes *= padded[axis];
+        }
+        Py_ssize_t nbytes = row_nbytes * self->count;
+        Py_ssize_t lengths_nbytes = (Py_ssize_t)(self->count * variable * sizeof(int64_t));
+        if (rows.len < nbytes || lengths.len < lengths_nbytes) {
+            PyErr_Format(PyExc_ValueError, "buffers have %zd and %zd bytes, the batch %zd and %zd",
+                         rows.len, lengths.len, nbytes, lengths_nbytes);
+            Py_CLEAR(shape);
+        } else if (nbytes >= RELEASE_GIL_NBYTES) {
+            Py_BEGIN_ALLOW_THREADS
+            batch_pad(self, number, axes, padded, row_nbytes, rows.buf, lengths.buf);
+            Py_END_ALLOW_THREADS
+        } else {
+            batch_pad(self, number, axes, padded, row_nbytes, rows.buf, lengths.buf);
+        }
+    }
+    PyMem_Free(axes);
+    PyBuffer_Release(&lengths);
+    PyBuffer_Release(&rows);
+    return shape;
+}
+
+/* gather(buffers) -> list: the inputs of all rows, one item a column. *buffers* has for each
+ *   None           a list of the values (any kind but KIND_ARRAY)
+ *   (room, rows)   KIND_ARRAY: rows[:count], after the values were copied to the start of room
+ *   (room, lengths)  KIND_RAGGED: see batch_gather_padded */
+static PyObject *
+batch_gather(batch *self, PyObject *buffers)
+{
+    if (batch_check(self) != 0) {
+        return NULL;
+    }
+    const ends *shared = &self->rows[0].ring->shared;
+    if (!PyList_Check(buffers) || PyList_Size(buffers) != shared->column_count) {
+        PyErr_SetString(PyExc_ValueError, "expected a list with a pair, or None, a column");
+        return NULL;
+    }
+    PyObject *inputs = PyList_New(shared->column_count);
+    for (Py_ssize_t number = 0; inputs != NULL && number < shared->column_count; number++) {
+        PyObject *pair = PyList_GetItem(buffers, number);
+        int kind = shared->columns[number].kind;
+        PyObject *input = NULL;
+        if (pair == Py_None && kind != KIND_ARRAY) {
+            input = batch_gather_list(self, number);
+        } else if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2
+                   || (kind != KIND_ARRAY && kind != KIND_RAGGED)) {
+            PyErr_SetString(PyExc_TypeError, "expected a pair of buffers for an array column");
+        } else if (kind == KIND_ARRAY) {
+            input = batch_gather_array(self, number, pair);
+        } else {
+            input = batch_gather_padded(self, number, pair);
+        }
+        if (input == NULL || PyList_SetItem(inputs, number, input) != 0) {
+            Py_CLEAR(inputs);
+        }
+    }
+    self->gathered_ns = self->weight > 0 ? now_ns() : 0;
+    return inputs;
+}
+
+/* The function has run, when the first outcome is written. */
+static void
+batch_ran(batch *self)
+{
+    if (self->ran_ns == 0 && self->weight > 0) {
+        self->ran_ns = now_ns();
+    }
+}
+
+/* Scatter a list of values that are all exactly the result's; 1 done, 0 not. */
+static int
+batch_scatter_list(batch *self, PyObject *values)
+{
+    if (PyList_Size(values) != (Py_ssize_t)self->count) {
+        return 0;
+    }
+    for (unsigned i = 0; i < self->count; i++) {
+        const column *to = row_column(&self->rows[i], -1);
+        /* Strong: writing a large value lets other threads run. */
+        PyObject *value = PyList_GetItem(values, i);
+        if (value == NULL) {
+            PyErr_Clear(); /* one of them has shortened the list */
+            return 0;
+        }
+        Py_INCREF(value);
+        int stored = value_put(to, value, value_at(to, self->rows[i].index));
+        Py_DECREF(value);
+        if (!stored) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Scatter a stack if it is exactly of the result's carrier, dtype and row shape, and packed. For
+ * the carrier of raw bytes, a memoryview, all rows stand behind each other. */
+static int
+batch_scatter_stack(batch *self, PyObject *stack)
+{
+    const column *to = row_column(&self->rows[0], -1);
+    Py_buffer view;
+    if ((PyObject *)Py_TYPE(stack) != to->carrier) {
+        return 0;
+    }
+    if (PyObject_GetBuffer(stack, &view, PyBUF_ND | PyBUF_FORMAT) != 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    Py_ssize_t nbytes = to->nbytes * self->count;
+    bool raw = (PyObject *)Py_TYPE(stack) == (PyObject *)&PyMemoryView_Type;
+    int fits = view.len == nbytes && strcmp(view.format, to->format) == 0;
+    if (!raw) {
+        fits = fits && view.ndim == to->ndim + 1 && view.shape[0] == (Py_ssize_t)self->count
+               && (to->ndim == 0
+                   || memcmp(&view.shape[1], to->shape, (size_t)to->ndim * sizeof(Py_ssize_t))
+                          == 0);
+    }
+    if (fits && nbytes >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        batch_copy(self, -1, view.buf, true);
+        Py_END_ALLOW_THREADS
+    } else if (fits) {
+        batch_copy(self, -1, view.buf, true);
+    }
+    PyBuffer_Release(&view);
+    return fits;
+}
+
+/* scatter(results) -> bool: store one result a row out of a list or a packed stack; False if it
+ * is not exactly that. Rows may have been written then, but nobody looks before complete(). */
+static PyObject *
+batch_scatter(batch *self, PyObject *results)
+{
+    if (batch_check(self) != 0) {
+        return NULL;
+    }
+    batch_ran(self);
+    int stored = 0;
+    if (PyList_CheckExact(results)) {
+        stored = batch_scatter_list(self, results);
+    } else if (row_column(&self->rows[0], -1)->kind == KIND_ARRAY) {
+        stored = batch_scatter_stack(self, results);
+    }
+    return PyBool_FromLong(stored);
+}
+
+static row *
+batch_row(batch *self, PyObject *number)
+{
+    Py_ssize_t i = PyLong_AsSsize_t(number);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (i < 0 || i >= (Py_ssize_t)self->count) {
+        PyErr_SetString(PyExc_IndexError, "no such row");
+        return NULL;
+    }
+    return &self->rows[i];
+}
+
+/* put(row, value) -> bool: store one result; False if it is not exactly of the result's type. */
+static PyObject *
+batch_put(batch *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    row *at = batch_row(self, args[0]);
+    if (at == NULL) {
+        return NULL;
+    }
+    batch_ran(self);
+    const column *to = row_column(at, -1);
+    return PyBool_FromLong(value_put(to, args[1], value_at(to, at->index)));
+}
+
+static row *
+batch_set_error(batch *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    row *at = batch_row(self, args[0]);
+    char *record;
+    Py_ssize_t nbytes;
+    if (at == NULL || PyBytes_AsStringAndSize(args[1], &record, &nbytes) != 0) {
+        return NULL;
+    }
+    Py_ssize_t room = at->ring->shared.error_nbytes;
+    at->error_nbytes = (uint32_t)(nbytes < room ? nbytes : room);
+    at->outcome = RING_ERROR;
+    memcpy(at->ring->shared.errors + (Py_ssize_t)at->index * room, record, at->error_nbytes);
+    return at;
+}
+
+/* fail(row, record): the outcome of this row is an error record, cut to the slot's room. */
+static PyObject *
+batch_fail(batch *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    batch_ran(self);
+    return batch_set_error(self, args, nargs) == NULL ? NULL : Py_NewRef(Py_None);
+}
+
+/* reject(row, record): the same before the function runs, which is not to see this row. */
+static PyObject *
+batch_reject(batch *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    row *at = batch_set_error(self, args, nargs);
+    if (at == NULL) {
+        return NULL;
+    }
+    row rejected = *at;
+    row *last = &self->rows[self->count - 1];
+    memmove(at, at + 1, (size_t)(last - at) * sizeof(*at));
+    *last = rejected;
+    self->count--;
+    self->rejected++;
+    Py_RETURN_NONE;
+}
+
+int
+add_wake(PyObject **wakes, executor *ring, unsigned long flags, uint32_t sleepers,
+         PyObject *slots)
+{
+    flags |= sleepers & RING_LOOPS_MASK ? WAKE_ASYNC : 0;
+    unsigned long threads = (sleepers & RING_THREADS_MASK) / RING_THREAD_STEP;
+    if (flags == 0 && threads == 0 && slots == NULL) {
+        return 0;
+    }
+    if (*wakes == NULL && (*wakes = PyList_New(0)) == NULL) {
+        return -1;
+    }
+    PyObject *entry = slots != NULL
+                          ? Py_BuildValue("(OkkO)", (PyObject *)ring, flags, threads, slots)
+                          : Py_BuildValue("(Okk[])", (PyObject *)ring, flags, threads);
+    int status = entry == NULL ? -1 : PyList_Append(*wakes, entry);
+    Py_XDECREF(entry);
+    return status;
+}
+
+/* Count how long the calls of this batch took, and forget when that was. */
+static void
+batch_time(batch *self)
+{
+    uint64_t calls = (uint64_t)self->count * self->weight;
+    if (calls > 0 && self->gathered_ns != 0 && self->ran_ns != 0) {
+        bool later = self->gathered_ns > self->taken_ns; /* take() is told what time it is */
+        phases_count(self->phases, STAGING, later ? self->gathered_ns - self->taken_ns : 0, calls);
+        phases_count(self->phases, RUNNING, self->ran_ns - self->gathered_ns, calls);
+        phases_count(self->phases, DELIVERING, now_ns() - self->ran_ns, calls);
+    }
+    self->taken_ns = self->gathered_ns = self->ran_ns = 0;
+}
+
+/* complete() -> None, or a list of (ring, flags, threads, slots) to wake: the sleepers on those
+ * slots, *threads* sleepers on completions, and with WAKE_ASYNC the producer's event loops.
+ * WAKE_VIOLATION: that producer must be disconnected. Every row's outcome is published, whatever
+ * happens to any one of them (I7); the batch is empty afterwards. */
+static PyObject *
+batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *wakes = NULL;
+    bool short_of_memory = false;
+    unsigned count = self->count + self->rejected;
+    for (unsigned i = 0; i < count;) {
+        executor *ring = self->rows[i].ring;
+        unsigned long flags = 0;
+        PyObject *slots = NULL;
+        for (; i < count && self->rows[i].ring == ring; i++) {
+            const row *at = &self->rows[i];
+            ring->running--;
+            int sleeping = ring_complete(&ring->ring, at->index, at->generation, at->outcome,
+                                         at->error_nbytes);
+            if (sleeping == RING_VIOLATION) {
+                ring->broken = true; /* drain ignores it from now on */
+                ring->ring.waiting_head = ring->ring.waiting_tail;
+                flags |= WAKE_VIOLATION;
+                continue;
+            }
+            if (sleeping & RING_DROPPED && ring->peak > 1) {
+                ring->peak--; /* its producer may have called again meanwhile, which made two */
+            }
+            if (sleeping & RING_ASYNC) {
+                flags |= WAKE_ASYNC;
+            }
+            if (sleeping & RING_WAITER) {
+                PyObject *slot = PyLong_FromUnsignedLong(at->index);
+                if (slots == NULL) {
+                    slots = PyList_New(0);
+                }
+                if (slot == NULL || slots == NULL || PyList_Append(slots, slot) != 0) {
+                    short_of_memory = true; /* the sleeper's slice is its safety net */
+                }
+                Py_XDECREF(slot);
+            }
+        }
+        if (add_wake(&wakes, ring, flags, ring_notify(&ring->ring), slots) != 0) {
+            short_of_memory = true;
+        }
+        Py_XDECREF(slots);
+    }
+    batch_time(self);
+    batch_drop_rows(self);
+    if (short_of_memory) {
+        Py_XDECREF(wakes);
+        return PyErr_NoMemory();
+    }
+    return wakes != NULL ? wakes : Py_NewRef(Py_None);
+}
+
+static PyMethodDef batch_methods[] = {
+    {"gather", (PyCFunction)batch_gather, METH_O, NULL},
+    {"scatter", (PyCFunction)batch_scatter, METH_O, NULL},
+    {"put", (PyCFunction)(void (*)(void))batch_put, METH_FASTCALL, NULL},
+    {"fail", (PyCFunction)(void (*)(void))batch_fail, METH_FASTCALL, NULL},
+    {"reject", (PyCFunction)(void (*)(void))batch_reject, METH_FASTCALL, NULL},
+    {"complete", (PyCFunction)batch_complete, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef batch_members[] = {
+    {"count", T_UINT, offsetof(batch, count), READONLY, NULL},
+    {"capacity", T_UINT, offsetof(batch, capacity), READONLY, NULL},
+    {"rejected", T_UINT, offsetof(batch, rejected), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot batch_slots[] = {
+    {Py_tp_new, batch_new},
+    {Py_tp_dealloc, batch_dealloc},
+    {Py_tp_methods, batch_methods},
+    {Py_tp_members, batch_members},
+    {0, NULL},
+};
+
+PyType_Spec batch_spec = {
+    .name = "shmbatch.protocol._core.Batch",
+    .basicsize = sizeof(batch),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = batch_slots,
+};

@@ -1,0 +1,132 @@
+"""Decides whether the binding reads or writes where it must not, by running its tests sanitized.
+
+The core is compiled once more, with the address and undefined-behaviour sanitizers, and takes
+the place of the installed one in a Python of its own. Memory of Python objects comes straight
+from malloc there, so that the sanitizer sees where each of them ends. The planted bug proves
+that a wrong access would have been reported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.native.test_ring_stress import ADDRESS, PROTOCOL, unavailable
+
+REPOSITORY = PROTOCOL.parents[1]
+BATCHES = REPOSITORY / "tests" / "protocol" / "test_core_batches.py"
+VALUES_AND_BATCHES = (BATCHES.with_name("test_core_values.py"), BATCHES)
+WATCHDOG_SECONDS = 200
+
+# Loads the core that it is told, under the name of the installed one, before anything else does.
+RUN = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("shmbatch.protocol._core", sys.argv[1])
+sys.modules[spec.name] = core = module_from_spec(spec)
+spec.loader.exec_module(core)
+import shmbatch.protocol
+shmbatch.protocol._core = core
+import pytest
+options = ["-q", "-x", "-s", "--noconftest", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*options, *sys.argv[2:]]))
+"""
+
+
+def gcc() -> str:
+    found = shutil.which("gcc")
+    if found is None:
+        unavailable("there is no gcc")
+    return found
+
+
+def runtime() -> str:
+    """Return the sanitizer's library, which must be loaded before all others."""
+    done = subprocess.run(
+        [gcc(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    path = Path(done.stdout.strip())
+    if not path.is_absolute() or not path.exists():
+        unavailable("gcc has no address sanitizer")
+    return str(path)
+
+
+def build(folder: Path, planted: tuple[str, str] | None = None) -> Path:
+    """Compile the core; *planted* replaces a text that one of its files has."""
+    sources = sorted(PROTOCOL.glob("*.c"))
+    if planted is not None:
+        copies = [folder / source.name for source in sources]
+        for source, copy in zip(sources, copies, strict=True):
+            copy.write_text(source.read_text().replace(*planted))
+        assert sum(planted[0] in source.read_text() for source in sources) == 1
+        sources = copies
+    core = folder / "_core.abi3.so"
+    done = subprocess.run(
+        [
+            *(gcc(), "-std=gnu11", "-shared", "-fPIC", "-DPy_LIMITED_API=0x030B0000", *ADDRESS),
+            *(f"-I{sysconfig.get_path('include')}", f"-I{PROTOCOL}", *map(str, sources)),
+            *("-o", str(core)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_SECONDS,
+    )
+    if "cannot find -l" in done.stderr:
+        unavailable(f"gcc cannot link with {ADDRESS[-2]}")
+    assert done.returncode == 0, done.stderr
+    return core
+
+
+def run(core: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(core), *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_SECONDS,
+        env=os.environ
+        | {
+            "LD_PRELOAD": runtime(),
+            "PYTHONMALLOC": "malloc",
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+    )
+
+
+@pytest.mark.timeout(2 * WATCHDOG_SECONDS)
+def test_the_core_passes_its_tests_under_the_sanitizers(tmp_path: Path) -> None:
+    """All but those that count what Python allocated, or let threads fight for the GIL."""
+    slow = "not nothing_is_left and not without_the_gil and not at_once and not Lockstep"
+    done = run(build(tmp_path), *map(str, VALUES_AND_BATCHES), "-k", slow)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("planted", "report"),
+    [
+        pytest.param(
+            ("self->rows = PyMem_Calloc(capacity,", "self->rows = PyMem_Calloc(1,"),
+            "AddressSanitizer: heap-buffer-overflow",
+            id="too little memory",
+        ),
+        pytest.param(
+            ("59u - (unsigned)__builtin_clzll(ns)", "259u - (unsigned)__builtin_clzll(ns)"),
+            "runtime error: ",
+            id="shift too far",
+        ),
+    ],
+)
+def test_control_a_planted_bug_is_reported(
+    planted: tuple[str, str], report: str, tmp_path: Path
+) -> None:
+    done = run(build(tmp_path, planted), str(BATCHES), "-k", "never_ran")
+    assert done.returncode != 0, done.stdout
+    assert report in done.stdout + done.stderr
