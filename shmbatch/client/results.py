@@ -1,4 +1,4 @@
-"""What a caller gets: the result column's bytes as the number, array or tensor it declared."""
+"""What a caller gets: the result column's bytes as the value, array or tensor it declared."""
 
 from __future__ import annotations
 
@@ -7,22 +7,39 @@ from collections.abc import Callable
 from typing import Any
 
 from ..contract.columns import Column
-from ..errors import ConfigError
+from ..contract.packing import packing
+from ..errors import ConfigError, InputError, ResultError
 
 ARRAYS = ("native", "numpy")
 
 
-def finisher(column: Column, arrays: str) -> Callable[[Any], Any] | None:
+def finisher(column: Column, arrays: str, function: str) -> Callable[[Any], Any] | None:
     """Return what turns a polled result into the caller's; None where it already is.
 
     ``arrays="numpy"`` leaves tensors as the arrays that carry them, and never imports torch;
     bfloat16 and fp8 then arrive as unsigned integers of the same size.
 
+    Args:
+        function: its name, for messages.
+
     Raises:
         ConfigError: *arrays* is neither, or the result is a tensor and torch is not installed.
+        SignatureMismatch: as `packing`.
     """
     if arrays not in ARRAYS:
         raise ConfigError(f"arrays is {arrays!r}; it must be one of {', '.join(ARRAYS)}")
+    subject = f"result of {function}"
+    packed = packing(column, subject)
+    if packed is not None:
+        unpack = packed.unpack
+
+        def unpacked(payload: Any) -> Any:
+            try:
+                return unpack(payload, subject)
+            except InputError as error:
+                raise ResultError(str(error)) from error
+
+        return unpacked
     if column.library != "torch" or arrays == "numpy":
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .checking import check_count, shown
 
 MAX_BATCH_SIZE = 65_536
 MAX_WAIT_MS = 600_000  # ten minutes
@@ -26,7 +27,7 @@ def batch_parameters(max_batch_size: int, wait_ms: float) -> BatchParameters:
     Raises:
         ConfigError: a value has the wrong type or is out of bounds.
     """
-    _check_count("max_batch_size", max_batch_size, MAX_BATCH_SIZE)
+    check_count("max_batch_size", max_batch_size, MAX_BATCH_SIZE)
     # A NaN fails both comparisons; an int is compared, and converted, exactly.
     if (
         not isinstance(wait_ms, int | float)
@@ -34,7 +35,7 @@ def batch_parameters(max_batch_size: int, wait_ms: float) -> BatchParameters:
         or not 0 <= wait_ms <= MAX_WAIT_MS
     ):
         raise ConfigError(
-            f"wait_ms is {_shown(wait_ms)}; use a number of milliseconds from 0 to {MAX_WAIT_MS}"
+            f"wait_ms is {shown(wait_ms)}; use a number of milliseconds from 0 to {MAX_WAIT_MS}"
         )
     return BatchParameters(max_batch_size, round(wait_ms * 1_000_000))
 
@@ -52,21 +53,9 @@ def slot_capacity(
         ConfigError: *slots* has the wrong type or is out of bounds.
     """
     if slots is not None:
-        _check_count("slots", slots, MAX_SLOTS)
+        check_count("slots", slots, MAX_SLOTS)
         return slots
     capacity = max(MIN_DEFAULT_SLOTS, 2 * max_batch_size)
     if slot_nbytes:
         capacity = min(capacity, limit_nbytes // slot_nbytes)
     return max(capacity, 1)
-
-
-def _check_count(name: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ConfigError(f"{name} is {_shown(value)}; use an int from 1 to {most}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 128:  # str() has a limit on digits
-        return f"an int of {value.bit_length()} bits"
-    text = repr(value) if isinstance(value, int | float | str) else type(value).__name__
-    return text if len(text) <= 100 else text[:97] + "..."

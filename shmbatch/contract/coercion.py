@@ -18,9 +18,10 @@ from ..errors import InputTypeError, InputValueError
 
 if TYPE_CHECKING:
     from .columns import Column
+    from .pieces import Pieces
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-Value: TypeAlias = "int | float | bool | Array | memoryview[bytes]"
+Value: TypeAlias = "int | float | bool | str | bytes | Array | memoryview[bytes] | Pieces"
 
 
 def tensor_type() -> Any:
@@ -39,7 +40,7 @@ def coerce_int(value: object, subject: str) -> int:
     number = operator.index(value)
     if not -(2**63) <= number < 2**63:
         raise InputValueError(
-            f"{subject} must be an int from -2**63 to 2**63 - 1, got {_shown(number)}"
+            f"{subject} must be an int from -2**63 to 2**63 - 1, got {shown(number)}"
         )
     return number
 
@@ -56,7 +57,7 @@ def coerce_float(value: object, subject: str) -> float:
     # Of these types only a long int and a finite longdouble differ from their float's infinity.
     if math.isinf(number) and number != value:
         raise InputValueError(
-            f"{subject} must be a float of at most {sys.float_info.max}, got {_shown(value)}"
+            f"{subject} must be a float of at most {sys.float_info.max}, got {shown(value)}"
         )
     return number
 
@@ -68,33 +69,81 @@ def coerce_bool(value: object, subject: str) -> bool:
     return bool(value)
 
 
+def coerce_str(value: object, max_bytes: int, subject: str) -> str:
+    """Return an exact str; subclasses, such as numpy's, are strs."""
+    if not isinstance(value, str):
+        remedy = "use .decode()" if isinstance(value, bytes | bytearray) else ""
+        _refuse_scalar("str", value, subject, remedy)
+    text = str.__str__(value)
+    try:
+        nbytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InputValueError(
+            f"{subject} must be text that UTF-8 can hold, got a str with the surrogate "
+            f"{text[error.start]!r} at {error.start}; drop it, or use list[bytes] and "
+            f".encode('utf-8', 'surrogatepass')"
+        ) from None
+    if nbytes > max_bytes:
+        refuse_size(nbytes, "in UTF-8", max_bytes, subject)
+    return text
+
+
+def coerce_bytes(value: object, max_bytes: int, subject: str) -> bytes:
+    """Return exact bytes; subclasses, such as numpy's, are bytes, other buffers are not."""
+    if not isinstance(value, bytes):
+        remedy = "use .encode()" if isinstance(value, str) else ""
+        if isinstance(value, bytearray | memoryview):
+            remedy = "use bytes(value)"
+        _refuse_scalar("bytes", value, subject, remedy)
+    data = bytes(value)
+    if len(data) > max_bytes:
+        refuse_size(len(data), "", max_bytes, subject)
+    return data
+
+
+def refuse_size(nbytes: int, form: str, max_bytes: int, subject: str) -> NoReturn:
+    """Refuse a value of *nbytes*, counted in that *form*, for being longer than *max_bytes*."""
+    raise InputValueError(
+        f"{subject} must take at most {max_bytes} bytes, got {nbytes}{' ' if form else ''}{form}; "
+        f"raise max_bytes= in @batched"
+    )
+
+
 def coerce_array(column: Column, value: object, subject: str) -> Array | memoryview[bytes]:
     """Return the bytes of an array, a numpy scalar or a CPU tensor as *column* wants them.
 
     A numpy scalar is numpy's array without axes. A tensor is read in place, detached where it
     requires a gradient, and copied only if it is not contiguous or is lazily conjugated.
     """
-    raw = column.carrier is memoryview
-    array: Array | np.generic
-    if isinstance(value, tensor_type()):
-        array = _tensor_array(column, value, raw, subject)
-    elif isinstance(value, (np.ndarray, np.generic)):
-        if raw or value.dtype != column.wire_dtype:
-            _refuse_numpy_dtype(column, value, raw, subject)
-        if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
-            raise InputTypeError(
-                f"{subject} must be an array without a mask, got a masked array; use .filled()"
-            )
-        array = value
-    else:
-        _refuse_other(column, value, subject)
+    array = array_of(column, value, subject)
     if array.shape != column.shape:
         _refuse_shape(column, array.shape, subject)
     array = np.asarray(array, dtype=column.wire_dtype, order="C")
-    if not raw:
+    if column.carrier is not memoryview:
         return array
     # memoryview.cast() refuses views that hold a zero length.
     return memoryview(array.data if array.size else b"").cast("c")
+
+
+def array_of(column: Column, value: object, subject: str) -> Any:
+    """Return *value* as an array of the column's wire dtype; its shape is not looked at."""
+    raw = column.wire_dtype.name != column.dtype
+    if isinstance(value, tensor_type()):
+        return _tensor_array(column, value, raw, subject)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        _refuse_other(column, value, subject)
+    if raw or value.dtype != column.wire_dtype:
+        _refuse_numpy_dtype(column, value, raw, subject)
+    return without_mask(value, subject)
+
+
+def without_mask(value: Any, subject: str) -> Any:
+    """Return an array as it is, unless it has a mask that would be lost."""
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        raise InputTypeError(
+            f"{subject} must be an array without a mask, got a masked array; use .filled()"
+        )
+    return value
 
 
 def _tensor_array(column: Column, tensor: Any, raw: bool, subject: str) -> Array:
@@ -130,16 +179,21 @@ def _tensor_array(column: Column, tensor: Any, raw: bool, subject: str) -> Array
     return array
 
 
-def _refuse_scalar(kind: str, value: object, subject: str) -> NoReturn:
-    if isinstance(value, (np.ndarray, tensor_type())):
+def _refuse_scalar(kind: str, value: object, subject: str, remedy: str = "") -> NoReturn:
+    if remedy:
+        pass
+    elif isinstance(value, (np.ndarray, tensor_type())):
         remedy = "use .item() if it holds one number"
+        if kind in ("str", "bytes"):
+            remedy = "annotate the parameter with an array, such as list[np.ndarray]"
     elif isinstance(value, list | tuple):
         remedy = "one call carries one value, not a batch"
+    elif kind == "bytes":  # bytes(3) is no remedy
+        remedy = "say how it is encoded"
     else:
         remedy = f"use {kind}(value) if that is what you mean"
-    raise InputTypeError(
-        f"{subject} must be {'an' if kind == 'int' else 'a'} {kind}, got {_shown(value)}; {remedy}"
-    )
+    wanted = {"int": "an int", "bytes": "bytes"}.get(kind, f"a {kind}")
+    raise InputTypeError(f"{subject} must be {wanted}, got {shown(value)}; {remedy}")
 
 
 def _refuse_numpy_dtype(
@@ -169,13 +223,15 @@ def _refuse_other(column: Column, value: object, subject: str) -> NoReturn:
         kind, remedy = "a tensor", f"torch.tensor(value, dtype=torch.{column.dtype})"
     else:
         kind, remedy = "an array", f"numpy.asarray(value, dtype={column.dtype!r})"
+    axes = column.axes or ("",) * len(column.shape)
+    shape = ", ".join(axis or str(length) for axis, length in zip(axes, column.shape, strict=True))
     raise InputTypeError(
-        f"{subject} must be {kind} of dtype {column.dtype} and shape {column.shape}, "
-        f"got {_shown(value)}; use {remedy}"
+        f"{subject} must be {kind} of dtype {column.dtype} and shape "
+        f"({shape}{',' if len(axes) == 1 else ''}), got {shown(value)}; use {remedy}"
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Name what was given; short, and safe for values whose repr is long or raises."""
     name = type(value).__name__
     if isinstance(value, int) and value.bit_length() > 128:

@@ -20,6 +20,7 @@ class Definition:
     signature: Signature
     parameters: BatchParameters
     slots: int | None  # per producer; None for the default
+    lockstep: bool = False  # a batch is also due when nobody is left to wait for
 
     @property
     def is_async(self) -> bool:

@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputTypeError, ProtocolError, SignatureMismatch
-from .columns import Column, parse_annotation
+from .annotations import parse_annotation
+from .columns import Column
+from .options import ValueOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PARAMETERS = 64  # as many as the core has columns
+
+_DEFAULTS = ValueOptions()
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,16 @@ class Signature:
 
     def mismatch(self, theirs: Signature, address: str) -> SignatureMismatch:
         """Return the error of a producer that has *theirs* where the executor has this one."""
-        return SignatureMismatch(
-            f"'{address}' is {self.describe()} in the executor and {theirs.describe()} in this "
-            f"producer; restart the one with the older file"
-        )
+        fact = f"'{address}' is {self.describe()} in the executor and "
+        if self.describe() != theirs.describe():
+            fact += f"{theirs.describe()} in this producer"
+        else:  # the same annotations, with other options or of classes that have changed
+            pairs = zip(
+                (*self.parameters, self.result), (*theirs.parameters, theirs.result), strict=True
+            )
+            differing = [f"{a.name!r} in {a.differences(b)}" for a, b in pairs if a != b]
+            fact += f"in this producer, but differs for {'; for '.join(differing)}"
+        return SignatureMismatch(f"{fact}; restart the one with the older file")
 
     def to_message(self) -> dict[str, Any]:
         """Return the signature as data that MessagePack has."""
@@ -113,11 +123,14 @@ class Signature:
         return cls(parameters, result)
 
 
-def signature_of(function: Callable[..., Any], name: str) -> Signature:
+def signature_of(
+    function: Callable[..., Any], name: str, options: ValueOptions = _DEFAULTS
+) -> Signature:
     """Read the signature of a function that is to be batched.
 
     Args:
         name: of the function, begins the message of an error, as in ``sums.batch_add``.
+        options: how its values travel where an annotation leaves a choice.
 
     Raises:
         ConfigError: the function cannot be batched, or an annotation is not supported.
@@ -132,13 +145,33 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
         _check_parameter(parameter, name)
     hints = _hints(function, name)
     empty = inspect.Parameter.empty
-    return Signature(
+    signature = Signature(
         tuple(
-            parse_annotation(hints.get(key, empty), key, f"parameter {key!r} of {name}")
+            parse_annotation(hints.get(key, empty), key, f"parameter {key!r} of {name}", options)
             for key in parameters
         ),
-        parse_annotation(hints.get("return", empty), "result", f"result of {name}"),
+        parse_annotation(hints.get("return", empty), "result", f"result of {name}", options),
     )
+    _check_options(signature, options, name)
+    return signature
+
+
+def _check_options(signature: Signature, options: ValueOptions, name: str) -> None:
+    """Refuse what was said about axes that are not there."""
+    columns = (*signature.parameters, signature.result)
+    axes = {axis for column in columns for axis in column.axes if axis}
+    for axis, _ in options.max_lengths:
+        if axis not in axes:
+            known = f"named axes are {', '.join(sorted(axes))}" if axes else "no axis is named"
+            raise ConfigError(
+                f"max_lengths has {axis!r}, which is no axis of a value of {name} "
+                f"({known}, beside the first, which is the batch); drop it"
+            )
+    if options.ragged == "pad" and not axes:
+        raise ConfigError(
+            f"ragged='pad' means nothing for {name}, which has no named axis; drop it, "
+            'or name one as in "batch seq 16" with max_lengths={"seq": 512}'
+        )
 
 
 def source_file(function: Callable[..., Any]) -> Path:

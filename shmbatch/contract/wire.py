@@ -9,9 +9,22 @@ import numpy as np
 
 from ..protocol.layout import INDICES, Layout, layout
 from .columns import Column
+from .pieces import Pieces
+from .ragged import shared_axes
 from .signature import Signature
 
-_KINDS = {"int": 0, "float": 1, "bool": 2, "array": 3}  # KIND_... in core.c
+_KINDS = {  # KIND_... in core.h
+    "int": 0,
+    "float": 1,
+    "bool": 2,
+    "array": 3,
+    "str": 4,
+    "bytes": 5,
+    "ndarray": 6,
+    "msgpack": 6,
+    "pickle": 6,
+    "ragged": 7,
+}
 
 
 def column_nbytes(signature: Signature) -> list[int]:
@@ -27,6 +40,8 @@ def segment_layout(signature: Signature, capacity: int) -> Layout:
 def ring_arguments(memory: Any, signature: Signature, where: Layout) -> tuple[Any, ...]:
     """The arguments that `ProducerRing` and `ExecutorRing` have in common."""
     columns = (*signature.parameters, signature.result)
+    shared = shared_axes(signature.parameters)
+    looked_at = (*(shared for _ in signature.parameters), frozenset[str]())  # none of a result's
     return (
         memory,
         where.capacity,
@@ -35,20 +50,30 @@ def ring_arguments(memory: Any, signature: Signature, where: Layout) -> tuple[An
         where.errors,
         where.error_nbytes,
         tuple(
-            _native_column(column, offset)
-            for column, offset in zip(columns, where.columns, strict=True)
+            _native_column(column, offset, axes)
+            for column, offset, axes in zip(columns, where.columns, looked_at, strict=True)
         ),
     )
 
 
-def _native_column(column: Column, offset: int) -> tuple[Any, ...]:
-    """(kind, offset, nbytes, carrier, format, shape, allocate) as core.c reads them."""
-    kind = _KINDS[column.kind]
-    if column.kind != "array":
-        return (kind, offset, column.nbytes, column.carrier, "", (), None)
-    allocate = partial(np.empty, column.shape, column.wire_dtype)
-    if column.carrier is memoryview:
-        return (kind, offset, column.nbytes, memoryview, "c", (column.nbytes,), allocate)
+def _native_column(column: Column, offset: int, shared: frozenset[str]) -> tuple[Any, ...]:
+    """(kind, offset, nbytes, carrier, format, shape, allocate, itemsize) as core.c reads them."""
+    kind, nbytes, carrier = _KINDS[column.kind], column.nbytes, column.carrier
+    if column.kind in ("ndarray", "pickle"):
+        return (kind, offset, nbytes, Pieces, "", (), partial(np.empty, dtype=np.uint8), 0)
+    if column.kind not in ("array", "ragged"):
+        # How long a str or bytes may be, which is a little less than the slot has room for.
+        return (kind, offset, nbytes, carrier, "", (), None, column.max_bytes)
+    dtype = column.wire_dtype
     # The format that numpy itself gives to a buffer of this dtype.
-    text = np.empty(0, column.wire_dtype).data.format
-    return (kind, offset, column.nbytes, np.ndarray, text, column.shape, allocate)
+    text = np.empty(0, dtype).data.format
+    if column.kind == "ragged":
+        # Whether lengths agree across arguments is for Python to see, at every call.
+        if not shared.isdisjoint(column.axes):
+            carrier = Pieces
+        allocate = partial(np.empty, dtype=dtype)
+        return (kind, offset, nbytes, carrier, text, column.shape, allocate, dtype.itemsize)
+    allocate = partial(np.empty, column.shape, dtype)
+    if carrier is memoryview:
+        return (kind, offset, nbytes, memoryview, "c", (nbytes,), allocate, dtype.itemsize)
+    return (kind, offset, nbytes, np.ndarray, text, column.shape, allocate, dtype.itemsize)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from shmbatch.contract.columns import _RAW, _WIRE, Column
+from shmbatch.contract.columns import RAW_DTYPES, WIRE_DTYPES, Column
 from shmbatch.errors import InputError, InputTypeError, InputValueError
 
 SUBJECT = "parameter 'xs' of sums.add"
@@ -26,8 +26,8 @@ INT = Column("xs", "int", "", "int64", ())
 FLOAT = Column("xs", "float", "", "float64", ())
 BOOL = Column("xs", "bool", "", "bool", ())
 
-NUMPY_DTYPES = sorted(_WIRE.keys() - _RAW.keys())
-RAW_DTYPES = sorted(_RAW)
+NUMPY_DTYPES = sorted(WIRE_DTYPES.keys() - RAW_DTYPES.keys())
+RAW_NAMES = sorted(RAW_DTYPES)
 
 
 def array_column(dtype: str, *shape: int, library: Any = "torch") -> Column:
@@ -241,7 +241,7 @@ def test_tensors_of_any_strides_keep_their_content(dtype: str, data: st.DataObje
 
 
 @given(
-    st.sampled_from(RAW_DTYPES), npst.array_shapes(min_dims=0, min_side=0, max_side=4), st.data()
+    st.sampled_from(RAW_NAMES), npst.array_shapes(min_dims=0, min_side=0, max_side=4), st.data()
 )
 def test_raw_tensors_of_any_strides_keep_their_content(
     dtype: str, shape: tuple[int, ...], data: st.DataObject
@@ -339,10 +339,10 @@ def test_a_wrong_dtype_of_a_tensor_is_refused_with_both_and_to() -> None:
     assert message == "have dtype float32, got float16; use .to(torch.float32)"
 
 
-@pytest.mark.parametrize("dtype", [*NUMPY_DTYPES, *RAW_DTYPES])
+@pytest.mark.parametrize("dtype", [*NUMPY_DTYPES, *RAW_NAMES])
 def test_nothing_but_the_exact_dtype_passes(dtype: str) -> None:
     column = array_column(dtype, 2)
-    for other in [*NUMPY_DTYPES, *RAW_DTYPES]:
+    for other in [*NUMPY_DTYPES, *RAW_NAMES]:
         tensor = torch.zeros(2, dtype=getattr(torch, other))
         if other == dtype:
             assert content(column, tensor) == bytes(column.nbytes)

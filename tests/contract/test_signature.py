@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from shmbatch.contract.columns import Column
+from shmbatch.contract.options import ValueOptions, value_options
 from shmbatch.contract.signature import Signature, signature_of, source_file
 from shmbatch.errors import ConfigError, InputTypeError, ProtocolError
 
@@ -184,22 +185,73 @@ def test_more_parameters_than_the_core_has_columns_are_refused() -> None:
     assert refusal(scope["f"]) == "sums.f has 65 parameters; use at most 64"
 
 
-def test_a_parameter_without_annotation_is_refused() -> None:
-    def f(xs: list[int], ys) -> list[int]: ...
+def test_without_annotation_values_are_what_messagepack_has() -> None:
+    def f(xs: list[int], ys): ...
 
-    assert refusal(f).startswith("parameter 'ys' of sums.f has no annotation; supported are")
-
-
-def test_a_result_without_annotation_is_refused() -> None:
-    def f(xs: list[int]): ...
-
-    assert refusal(f).startswith("result of sums.f has no annotation; supported are")
+    assert signature_of(f, "sums.f").describe() == "(xs: list[int], ys: list) -> list"
 
 
 def test_an_annotation_that_is_not_supported_is_refused() -> None:
+    def f(xs: dict[str, int]) -> list[int]: ...
+
+    assert refusal(f).startswith("parameter 'xs' of sums.f has annotation dict[str, int]; supp")
+
+
+def options(**said: Any) -> ValueOptions:
+    return value_options(**said)
+
+
+def test_a_length_for_an_axis_that_is_not_there_is_refused() -> None:
+    def f(xs: Float32[np.ndarray, "batch seq"]) -> list[int]: ...  # noqa: F722
+
+    said = options(max_lengths={"seq": 3, "sq": 4})
+    with pytest.raises(ConfigError) as caught:
+        signature_of(f, "sums.f", said)
+    assert str(caught.value) == (
+        "max_lengths has 'sq', which is no axis of a value of sums.f (named axes are seq, beside "
+        "the first, which is the batch); drop it"
+    )
+
+    def g(xs: list[int]) -> list[int]: ...
+
+    with pytest.raises(ConfigError, match=r"'seq', which is no axis .*no axis is named"):
+        signature_of(g, "sums.g", options(max_lengths={"seq": 3}))
+
+
+def test_an_axis_without_a_greatest_length_is_refused() -> None:
+    def f(xs: Float32[np.ndarray, "batch seq 16"]) -> list[int]: ...  # noqa: F722
+
+    assert refusal(f).endswith(
+        "whose axis 'seq' has no maximum; add max_lengths={\"seq\": ...} to @batched, "
+        "or write the axis as an integer"
+    )
+
+
+def test_padding_without_a_named_axis_is_refused() -> None:
+    def f(xs: list[int]) -> list[int]: ...
+
+    with pytest.raises(ConfigError, match=r"ragged='pad' means nothing for sums\.f, which "):
+        signature_of(f, "sums.f", options(ragged="pad"))
+
+
+def test_with_a_codec_every_value_is_pickled() -> None:
+    def f(xs: Float32[np.ndarray, "batch 3"], ys: list[complex], zs) -> list[int]: ...  # noqa: F722
+
+    signature = signature_of(f, "sums.f", options(codec="pickle", max_bytes=10))
+
+    assert {column.kind for column in (*signature.parameters, signature.result)} == {"pickle"}
+    assert {column.max_bytes for column in signature.parameters} == {10}
+
+
+def test_a_mismatch_of_options_says_which() -> None:
     def f(xs: list[str]) -> list[int]: ...
 
-    assert refusal(f).startswith("parameter 'xs' of sums.f has annotation list[str]; supported")
+    ours, theirs = (signature_of(f, "f", options(max_bytes=size)) for size in (10, 20))
+
+    assert str(ours.mismatch(theirs, "sums.f")) == (
+        "'sums.f' is (xs: list[str]) -> list[int] in the executor and in this producer, but "
+        "differs for 'xs' in max_bytes 10 and 20; restart the one with the older file"
+    )
 
 
 def test_a_result_of_none_is_refused() -> None:

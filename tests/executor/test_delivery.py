@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from shmbatch.contract.columns import Column
 from shmbatch.contract.exceptions import unpack_exception
+from shmbatch.contract.packing import Arguments, packing
+from shmbatch.contract.signature import Signature
 from shmbatch.errors import BatchResultError, InputTypeError, ResultError
 from shmbatch.executor.delivery import Delivery
 from shmbatch.protocol._core import FAILED
@@ -394,3 +397,142 @@ def test_every_caller_gets_what_its_own_item_says(values: list[Any]) -> None:
             assert type(outcome) is ValueError
         else:
             assert type(outcome) is ResultError
+
+
+# values without one size
+
+
+TEXT = Column("result", "str", "", "", (), max_bytes=5)
+RAGGED = Column("result", "ragged", "numpy", "float32", (-3, 2), ("seq", ""))
+PADDED = Column("result", "ragged", "torch", "float32", (-3, 2), ("seq", ""), True)
+GRID = Column("result", "ragged", "numpy", "float32", (-3, -3), ("n", "m"), True)
+PICKLE = Column("result", "pickle", "", "", (), max_bytes=1000)
+
+
+def test_a_text_that_does_not_fit_is_its_callers_alone() -> None:
+    good, long, wrong = returned(TEXT, 3, ["ab", "abcdef", 3])
+
+    assert good == "ab"
+    assert type(long) is type(wrong) is ResultError
+    assert str(long).startswith("result 1 of sums.f must take at most 5 bytes, got 6 in UTF-8")
+    assert str(wrong).startswith("result 2 of sums.f must be a str, got int 3")
+
+
+def test_rows_of_variable_length_come_in_a_list_or_a_stack() -> None:
+    rows = [np.ones((n, 2), np.float32) for n in (3, 0, 1)]
+
+    assert [row.tolist() for row in returned(RAGGED, 3, rows)] == [row.tolist() for row in rows]
+    stack = np.ones((2, 3, 2), np.float32)
+    for each in (stack, torch.from_numpy(stack)):
+        assert [row.tolist() for row in returned(RAGGED, 2, each)] == stack.tolist()
+    assert type(returned(RAGGED, 1, np.ones((1, 4, 2), np.float32))[0]) is ResultError
+
+
+@pytest.mark.parametrize("of", [list, np.array, torch.tensor])
+def test_a_padded_stack_is_cut_to_its_lengths(of: Callable[[list[int]], Any]) -> None:
+    rows = torch.arange(18, dtype=torch.float32).reshape(3, 3, 2)
+
+    got = returned(PADDED, 3, (rows, of([2, 0, 3])))
+
+    assert [row.tolist() for row in got] == [rows[0, :2].tolist(), [], rows[2].tolist()]
+
+
+def test_several_axes_have_as_many_lengths_a_row() -> None:
+    rows = np.ones((2, 3, 2), np.float32)
+
+    got = returned(GRID, 2, (rows, np.array([[1, 2], [3, 0]])))
+
+    assert [row.shape for row in got] == [(1, 2), (3, 0)]
+
+
+def test_a_length_beyond_its_row_is_its_callers_alone() -> None:
+    rows = np.ones((3, 2, 2), np.float32)
+
+    good, long, negative = returned(PADDED, 3, (rows, [2, 3, -1]))
+
+    assert good.tolist() == [[1, 1]] * 2
+    assert type(long) is type(negative) is ResultError
+    assert str(long) == (
+        "result 1 of sums.f has lengths [3], but its row has [2]; "
+        "lengths say how much of a row is there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pair", "fact"),
+    [
+        (
+            (np.ones((2, 3, 2), np.float32), [1, 2, 3]),
+            "lengths of shape (3,) and dtype int64",
+        ),
+        ((np.ones((2, 3, 2), np.float32), [1.0, 2.0]), "lengths must be integers of shape (2,)"),
+        ((np.ones((3, 3, 2), np.float32), [1, 2, 3]), "returned a ndarray of length 3 for 2 inp"),
+        (
+            ([1, 2], [1, 2]),
+            "returned a list of length 2 for 2 inputs; it must return a list,",
+        ),
+    ],
+)
+def test_a_pair_that_is_no_padded_stack_fails_all(pair: Any, fact: str) -> None:
+    assert fact in all_alike(returned(PADDED, 2, pair), BatchResultError)
+
+
+def test_a_pair_is_no_result_where_nothing_is_padded() -> None:
+    pair = (np.ones((2, 3, 2), np.float32), [1, 2])
+
+    assert "returned a tuple for 2 inputs" in all_alike(
+        returned(RAGGED, 2, pair), BatchResultError
+    )
+
+
+def test_results_are_pickled_one_by_one() -> None:
+    scene = Scene(PICKLE, 3)
+    packed = packing(PICKLE, "result")
+    assert packed is not None
+
+    outcomes = scene.outcomes(
+        lambda delivery: delivery.returned(scene.served.batch, [{"a": 1}, lambda: 3, (b"x",)])
+    )
+
+    assert packed.unpack(outcomes[0], "result") == {"a": 1}
+    assert type(outcomes[1]) is ResultError
+    assert str(outcomes[1]).startswith("result 1 of sums.f cannot be pickled, got function")
+    assert packed.unpack(outcomes[2], "result") == (b"x",)
+
+
+class Exits:
+    """Its pickling ends the process that does it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+def test_a_result_that_exits_when_looked_at_is_its_callers_alone() -> None:
+    scene = Scene(PICKLE, 2)
+
+    good, bad = scene.outcomes(
+        lambda delivery: delivery.returned(scene.served.batch, [1, Exits()])
+    )
+
+    packed = packing(PICKLE, "result")
+    assert packed is not None
+    assert packed.unpack(good, "result") == 1
+    assert "SystemExit" in f"{type(bad).__name__}: {bad}"
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_result_may_name_an_axis_that_parameters_share(library: Any) -> None:
+    rows, marks = (
+        Column(name, "ragged", library, dtype, (-3,), ("seq",))
+        for name, dtype in (("rows", "float32"), ("marks", "int64"))
+    )
+    contract = Signature((rows, marks), replace(rows, name="result"))
+    wire = Wire(contract, capacity=2)
+    served = Served(wire, room=2)
+    for length in (2, 0):
+        values = np.ones(length, np.float32), np.ones(length, np.int64)
+        wire.submit(*Arguments(contract, "sums.f").coerce(values))
+    served.take()
+    delivery = Delivery("sums.f", contract.result, wire.where.error_nbytes)
+
+    assert delivery.returned(served.batch, [np.ones(2, np.float32), np.ones(0, np.float32)]) == 0

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from shmbatch.contract.columns import _RAW, _WIRE, Column
+from shmbatch.contract.columns import RAW_DTYPES, WIRE_DTYPES, Column
+from shmbatch.contract.exceptions import unpack_exception
+from shmbatch.contract.packing import packing
+from shmbatch.contract.pieces import Pieces
+from shmbatch.contract.ragged import Padded
 from shmbatch.contract.signature import Signature
+from shmbatch.errors import InputValueError
 from shmbatch.executor.staging import Cpu, Staging
+from shmbatch.protocol._core import FAILED
 from tests.rings import Served, Wire, array, signature
 
 ROWS = 4
-NUMPY_DTYPES = sorted(_WIRE.keys() - _RAW.keys())
+NUMPY_DTYPES = sorted(WIRE_DTYPES.keys() - RAW_DTYPES.keys())
 
 
 def staged(contract: Signature, inputs: list[tuple[Any, ...]], device: Any = None) -> list[Any]:
@@ -24,7 +31,11 @@ def staged(contract: Signature, inputs: list[tuple[Any, ...]], device: Any = Non
     for values in inputs:
         wire.submit(*values)
     served.take()
-    return Staging(contract, ROWS, device or Cpu()).gather(served.batch)
+    return staging_of(contract, ROWS, device or Cpu()).gather(served.batch)
+
+
+def staging_of(contract: Signature, rows: int, device: Any) -> Staging:
+    return Staging(contract, rows, device, address="sums.f", module=__name__, record_nbytes=512)
 
 
 def coerced(column: Column, value: Any) -> Any:
@@ -57,7 +68,7 @@ def test_numpy_columns_arrive_as_one_stack(dtype: str, shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,), (2, 0)])
-@pytest.mark.parametrize("dtype", sorted(_WIRE))
+@pytest.mark.parametrize("dtype", sorted(WIRE_DTYPES))
 def test_torch_columns_arrive_as_one_tensor(dtype: str, shape: tuple[int, ...]) -> None:
     contract = signature(array(dtype, *shape, library="torch"))
     values = [torch.full(shape, i).to(getattr(torch, dtype)) for i in (0.0, 1.0, 1.0)]
@@ -107,7 +118,7 @@ def test_a_small_batch_shows_nothing_of_a_larger_one_before_it() -> None:
     contract = signature(array("float64", 1))
     wire = Wire(contract, capacity=ROWS)
     served = Served(wire, room=ROWS)
-    staging = Staging(contract, ROWS, Cpu())
+    staging = staging_of(contract, ROWS, Cpu())
 
     assert gathered(staging, wire, served, 1, 2, 3).tolist() == [[1], [2], [3]]
     assert gathered(staging, wire, served, 4).tolist() == [[4]]
@@ -134,7 +145,7 @@ def test_a_batch_in_flight_keeps_its_buffers(depth: int, sets: int) -> None:
     wire = Wire(contract, capacity=ROWS)
     served = Served(wire, room=ROWS)
     device = Counting(depth)
-    staging = Staging(contract, ROWS, device)
+    staging = staging_of(contract, ROWS, device)
 
     stacks = [gathered(staging, wire, served, number)[1] for number in range(2 * sets)]
 
@@ -167,4 +178,129 @@ def test_a_batch_longer_than_the_staging_is_refused() -> None:
     served.take()
 
     with pytest.raises(ValueError, match="buffer has 16 bytes, the batch 24"):
-        Staging(contract, 2, Cpu()).gather(served.batch)
+        staging_of(contract, 2, Cpu()).gather(served.batch)
+
+
+def ragged(dtype: str, library: Any, padded: bool, *lengths: int) -> Column:
+    axes = tuple(f"n{at}" if length < 0 else "" for at, length in enumerate(lengths))
+    return Column("x0", "ragged", library, dtype, lengths, axes, padded)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_values_of_variable_length_arrive_as_a_list(dtype: str) -> None:
+    contract = Signature((ragged(dtype, "torch", False, -3, 2),), signature("int").result)
+    values = [torch.full((n, 2), n).to(getattr(torch, dtype)) for n in (3, 0, 1)]
+    (column,) = contract.parameters
+
+    (rows,) = staged(contract, [(coerced(column, value),) for value in values])
+
+    assert type(rows) is list
+    assert [row.dtype for row in rows] == [getattr(torch, dtype)] * 3
+    assert all(torch.equal(*pair) for pair in zip(rows, values, strict=True))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_values_of_variable_length_arrive_padded_with_zeros(library: str) -> None:
+    contract = Signature((ragged("float32", library, True, -3, 2, -4),), signature("int").result)
+    shapes = [(3, 2, 1), (0, 2, 4), (1, 2, 2)]
+    values = [np.full(shape, 7, np.float32) for shape in shapes]
+    (column,) = contract.parameters
+
+    (padded,) = staged(contract, [(coerced(column, value),) for value in values])
+
+    assert type(padded) is Padded
+    rows, lengths = padded
+    assert type(rows) is type(lengths) is (np.ndarray if library == "numpy" else torch.Tensor)
+    assert tuple(rows.shape) == (3, 3, 2, 4)
+    assert lengths.tolist() == [[3, 1], [0, 4], [1, 2]]
+    for row, value in zip(rows, values, strict=True):
+        n, _, m = value.shape
+        assert row[:n, :, :m].tolist() == value.tolist()
+        assert float(row.sum()) == value.sum()
+
+
+def test_one_variable_axis_has_one_length_a_row() -> None:
+    contract = Signature((ragged("bfloat16", "torch", True, -3),), signature("int").result)
+    (column,) = contract.parameters
+    values = [torch.ones(n, dtype=torch.bfloat16) for n in (2, 0)]
+
+    ((rows, lengths),) = staged(contract, [(coerced(column, value),) for value in values])
+
+    assert rows.dtype == torch.bfloat16
+    assert rows.tolist() == [[1, 1], [0, 0]]
+    assert lengths.tolist() == [2, 0]
+
+
+def test_a_row_that_cannot_be_read_leaves_the_batch_with_its_error() -> None:
+    """I6: the others keep their places, in every column."""
+    packed = Column("x0", "pickle", "", "", (), max_bytes=1000)
+    contract = Signature((packed, *signature("int", array("int64"), "int").parameters[1:]), packed)
+    contract = Signature(contract.parameters, signature("int").result)
+    wire = Wire(contract, capacity=ROWS)
+    served = Served(wire, room=ROWS)
+    packer = packing(packed, "value")
+    assert packer is not None
+    tickets = [
+        wire.submit(
+            Pieces((b"\xff" * 40,)) if bad else packer.pack({"number": i}, "value"),
+            np.array(i),
+            i,
+        )
+        for i, bad in enumerate([True, False, True, False])
+    ]
+    served.take()
+    noted: list[BaseException] = []
+    staging = Staging(
+        contract,
+        ROWS,
+        Cpu(),
+        address="sums.f",
+        module=None,
+        record_nbytes=512,
+        note=lambda error, calls, level: noted.append(error),
+    )
+
+    inputs = staging.gather(served.batch)
+
+    assert [list(column) for column in inputs] == [[{"number": 1}, {"number": 3}], [1, 3], [1, 3]]
+    assert (served.batch.count, served.batch.rejected) == (2, 2)
+    assert [type(error) for error in noted] == [InputValueError] * 2
+    served.answer(10, 30)
+    assert [wire.producer.poll(tickets[i], 0) for i in (1, 3)] == [10, 30]
+    for i in (0, 2):
+        assert wire.producer.poll(tickets[i], 0) is FAILED
+        error = unpack_exception(wire.producer.error(tickets[i]) or b"")
+        assert type(error) is InputValueError
+        assert str(error).startswith("parameter 'x0' of sums.f cannot be unpickled, got 40 bytes")
+
+
+def test_a_batch_may_have_no_row_left() -> None:
+    packed = Column("x0", "pickle", "", "", (), max_bytes=1000)
+    contract = Signature((packed,), signature("int").result)
+    wire = Wire(contract, capacity=ROWS)
+    served = Served(wire, room=ROWS)
+    wire.submit(Pieces((b"",)))
+    served.take()
+
+    staging_of(contract, ROWS, Cpu()).gather(served.batch)
+
+    assert (served.batch.count, served.batch.rejected) == (0, 1)
+    served.batch.complete()
+
+
+def test_a_rejected_row_leaves_nothing_for_the_garbage_collector() -> None:
+    packed = Column("x0", "pickle", "", "", (), max_bytes=1000)
+    contract = Signature((packed,), signature("int").result)
+    wire = Wire(contract, capacity=ROWS)
+    served = Served(wire, room=ROWS)
+    wire.submit(Pieces((b"\xff" * 40,)))
+    served.take()
+    staging = staging_of(contract, ROWS, Cpu())
+    gc.collect()
+    gc.disable()
+    try:
+        staging.gather(served.batch)
+        assert not [each for each in gc.get_objects() if type(each) is InputValueError]
+    finally:
+        gc.enable()
+    served.batch.complete()
