@@ -14,7 +14,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are imported by their stem
 
+from shmbatch.protocol.transport import TRANSPORTS
 from tests import processes
+from tests.reaching import touches_a_transport
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, as it has their
 # children; some tests are about Ctrl-C.
@@ -25,6 +27,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def sockets_directory() -> Iterator[Path]:
     """Serve names in a fresh directory with a short path, never in the user's own."""
     path = Path(tempfile.mkdtemp(prefix="shmb-", dir="/tmp"))
+    # By an earlier run that was killed, and whose pids this one may get again.
+    older = {entry.name for entry in Path("/dev/shm").iterdir()}
     with processes.recording(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(path))
         patch.setenv("PYTHONPATH", processes.environment()["PYTHONPATH"])
@@ -32,7 +36,7 @@ def sockets_directory() -> Iterator[Path]:
             patch.delenv(name, raising=False)
         yield path
         left = sorted(entry.name for entry in path.iterdir())
-        left += sorted(processes.shared_memory())  # of executors that modules share, too
+        left += sorted(processes.shared_memory() - older)  # of executors that modules share, too
     shutil.rmtree(path)
     assert left == [], "names are left"
 
@@ -92,6 +96,20 @@ def module_gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.
     gate.close()
 
 
-@pytest.fixture(scope="module", params=["linux"])
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Each transport in turn; executors started from now on use it.
+
+    None for a test that touches no transport, see `reaching`.
+    """
+    name: str | None = getattr(request, "param", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if name is not None:
+            patch.setenv("SHMBATCH_TRANSPORT", name)
+        yield name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marked = metafunc.definition.get_closest_marker("no_transport") is not None
+    if not marked and touches_a_transport(metafunc):
+        metafunc.parametrize("transport", TRANSPORTS, indirect=True, scope="module")

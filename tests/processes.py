@@ -116,7 +116,7 @@ class Served:
         return shmbatch.connect(f"{self.name}.{function}", **options)
 
     def statistics(self, function: str) -> dict[str, Any]:
-        counted: dict[str, Any] = shmbatch.statistics(self.name)[function]
+        counted: dict[str, Any] = shmbatch.statistics(self.name)["functions"][function]
         return counted
 
     def signal(self, number: int) -> None:

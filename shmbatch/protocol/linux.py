@@ -7,29 +7,25 @@ futexes, so park and wake need nothing but the core's own system calls.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import layout
 from ._core import MAX_CAPACITY, Bell, ExecutorRing, ProducerRing
-from .transport import Offer, map_shared
+from .transport import Offer, check_memory, map_shared
 
 
 def _create(name: str, nbytes: int) -> int:
     """Return a memfd of *nbytes* zeroed, backed bytes whose size can never change again.
 
-    ``posix_fallocate`` makes a lack of memory an OSError now instead of a SIGBUS later. But where
-    nothing limits this process it takes all memory there is, and the kernel kills somebody.
+    ``posix_fallocate`` makes a lack of memory an OSError now instead of a SIGBUS later.
 
     Raises:
         OSError: there is no memory for it, or no descriptor.
     """
-    if nbytes > _available_nbytes():
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    check_memory(nbytes)
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, nbytes)
@@ -40,15 +36,6 @@ def _create(name: str, nbytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _available_nbytes() -> int:
-    """What the machine can give without taking it from somebody."""
-    with open("/proc/meminfo", "rb") as file:  # noqa: PTH123 - no pathlib in a producer
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return sys.maxsize  # a kernel that does not say
 
 
 class LinuxSegment:
@@ -87,7 +74,11 @@ class LinuxExecutor:
 
     def __init__(self) -> None:
         self._bell_fd = _create("shmbatch-bell", layout.BELL_NBYTES)
-        self.bell = Bell(map_shared(self._bell_fd, layout.BELL_NBYTES))
+        try:
+            self.bell = Bell(map_shared(self._bell_fd, layout.BELL_NBYTES))
+        except BaseException:
+            self.close()
+            raise
         self.park = self.bell.park
         self.wake = self.bell.wake
 
@@ -114,3 +105,9 @@ class LinuxProducer:
 
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         ring.park_completions(joined, timeout_ns)
+
+    def wake_slot(self, ring: ProducerRing, ticket: int) -> None:
+        ring.wake_slot(ticket)
+
+    def wake_completions(self, ring: ProducerRing) -> None:
+        ring.wake_completions()

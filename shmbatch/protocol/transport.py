@@ -20,17 +20,35 @@ because whoever parks looks again. That is why a semaphore with a stray count in
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
+import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigError
-from ._core import Bell, ExecutorRing, ProducerRing
+
+if TYPE_CHECKING:  # the command line names the transports and needs no core for that
+    from ._core import Bell, ExecutorRing, ProducerRing
 
 TRANSPORTS = ("linux", "posix")
 
 # What goes into the handshake: a message of primitives, and descriptors.
 Offer = tuple[dict[str, Any], list[int]]
+
+
+def transport_name(name: str | None) -> str:
+    """Return *name*, else what SHMBATCH_TRANSPORT says, else ``"linux"``.
+
+    Raises:
+        ConfigError: it is none of `TRANSPORTS`.
+    """
+    chosen = name if name is not None else os.environ.get("SHMBATCH_TRANSPORT", "linux")
+    if chosen not in TRANSPORTS:
+        source = "transport" if name is not None else "SHMBATCH_TRANSPORT"
+        raise ConfigError(f"{source} is {chosen!r}; it must be one of {', '.join(TRANSPORTS)}")
+    return chosen
 
 
 class ExecutorSegment(Protocol):
@@ -87,27 +105,60 @@ class ProducerTransport(Protocol):
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         """Sleep until some call of the connection is done; may return early."""
 
+    def wake_slot(self, ring: ProducerRing, ticket: int) -> None:
+        """Wake this process's threads out of `park_slot`: the ticket's call is over."""
+
+    def wake_completions(self, ring: ProducerRing) -> None:
+        """Wake this process's threads out of `park_completions`: a slot is free."""
+
 
 def map_shared(fd: int, nbytes: int) -> mmap.mmap:
     """Map shared memory, page tables filled: the first call must not pay for page faults."""
     return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
 
+def check_memory(nbytes: int) -> None:
+    """Raise OSError (ENOMEM) unless the machine can give *nbytes* without taking from somebody.
+
+    Where nothing limits this process, ``posix_fallocate`` takes all memory there is, and the
+    kernel kills somebody.
+    """
+    if nbytes > _available_nbytes():
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def _available_nbytes() -> int:
+    with open("/proc/meminfo", "rb") as file:  # noqa: PTH123 - no pathlib in a producer
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize  # a kernel that does not say
+
+
 def executor_transport(name: str) -> ExecutorTransport:
-    """Create the executor's half of the transport called *name*."""
-    if name == "linux":
+    """Create the executor's half of the transport called *name*.
+
+    Raises:
+        ConfigError: there is no such transport, or it cannot be used here.
+        OSError: no descriptor for it (EMFILE).
+    """
+    if transport_name(name) == "linux":
         from .linux import LinuxExecutor
 
         return LinuxExecutor()
-    if name == "posix":
-        from .posix import PosixExecutor
+    from .posix import PosixExecutor
 
-        return PosixExecutor()
-    raise ConfigError(f"transport is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
+    return PosixExecutor()
 
 
 def producer_transport(offer: dict[str, Any], fds: Sequence[int]) -> ProducerTransport:
-    """Attach to what an executor offered. The caller keeps and closes *fds*."""
+    """Attach to what an executor offered. The caller keeps and closes *fds*.
+
+    Raises:
+        ConfigError: the transport is unknown here.
+        HandshakeError: what was offered cannot be found from here.
+        OSError: no memory for it (ENOMEM) or no descriptor (EMFILE).
+    """
     if offer["transport"] == "linux":
         from .linux import LinuxProducer
 

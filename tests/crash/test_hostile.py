@@ -167,9 +167,9 @@ IN_FLIGHT = ("ready", "done", "free", "generation", "noise")
 ENDS = {"ExecutorGone", "ExecutorClosed", "ProtocolError"}
 
 
-@pytest.fixture(scope="module", params=["linux", "posix"])
-def executor(request: pytest.FixtureRequest, module_gate: processes.Gate) -> Iterator[Served]:
-    with processes.served("crash.py", "hostile", "--transport", request.param) as executor:
+@pytest.fixture(scope="module")
+def executor(transport: str, module_gate: processes.Gate) -> Iterator[Served]:
+    with processes.served("crash.py", "hostile") as executor:
         yield executor
 
 
@@ -206,7 +206,8 @@ def test_a_scribbler_is_disconnected_and_nobody_else_notices(
         assert scribbler.line() == "connected"
         scribbler.tell()
         assert scribbler.line() == "hung up"
-        assert scribbler.line() in ENDS
+        # Noise may be in the word that says so, too.
+        assert scribbler.line() in (ENDS if how.startswith("random") else {"ProtocolError"})
         assert int(scribbler.line()) == 8  # it may come again
         assert violations(executor) == before + 1
     assert bystander.process.poll() is None
@@ -236,7 +237,7 @@ def test_a_scribbler_whose_call_is_under_way_is_disconnected(
         module_gate.open()
         assert mate.get() == 20
         assert scribbler.line() == "hung up"
-        assert scribbler.line() == "ExecutorGone"
+        assert scribbler.line() == "ProtocolError"
         assert int(scribbler.line()) == 8
         assert violations(executor) == before + 1
     assert bystander.process.poll() is None

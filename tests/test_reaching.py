@@ -1,0 +1,74 @@
+"""Every test file runs over every transport, but for those listed here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from shmbatch.protocol.transport import TRANSPORTS
+from tests.processes import ROOT, environment
+
+# Folders and files of which no test touches a transport, or each test chooses its own.
+OVER_ONE = {
+    "tests/app/test_app.py",  # definitions, and what is refused before anything starts
+    "tests/app/test_decorators.py",
+    "tests/app/test_install.py",  # a package without its core
+    "tests/app/test_load.py",
+    "tests/cli/test_printing.py",
+    "tests/cli/test_service.py",  # what systemd is told
+    "tests/contract/",
+    "tests/executor/test_batcher.py",
+    "tests/executor/test_delivery.py",  # and those below: over worlds, without processes
+    "tests/executor/test_loop.py",
+    "tests/executor/test_runner.py",
+    "tests/executor/test_served.py",
+    "tests/executor/test_staging.py",
+    "tests/executor/test_statistics.py",
+    "tests/model/",
+    "tests/native/",
+    "tests/protocol/test_attempts.py",
+    "tests/protocol/test_clock.py",
+    "tests/protocol/test_control.py",
+    "tests/protocol/test_core.py",  # memory that both transports share
+    "tests/protocol/test_core_batches.py",
+    "tests/protocol/test_core_values.py",
+    "tests/protocol/test_cpus.py",
+    "tests/protocol/test_directory.py",
+    "tests/protocol/test_layout.py",
+    "tests/protocol/test_names.py",
+    "tests/protocol/test_owners.py",
+    "tests/protocol/test_ownership.py",
+    "tests/protocol/test_ring_model.py",
+    "tests/protocol/test_spinning.py",
+    "tests/test_architecture.py",
+    "tests/test_documentation.py",
+    "tests/test_reaching.py",
+}
+
+
+@pytest.mark.no_transport
+def test_no_file_falls_out_of_running_over_both_transports() -> None:
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert collected.returncode == 0, collected.stdout[-2000:]
+    over = defaultdict[str, set[str]](set)
+    for file, test in re.findall(r"^(tests/\S+?\.py)::(.*)$", collected.stdout, re.MULTILINE):
+        over[file].update(name for name in TRANSPORTS if name in re.split(r"[\[\]-]", test))
+    over_one = {file for file, names in over.items() if names != set(TRANSPORTS)}
+    listed = {
+        entry: {file for file in over if file == entry or file.startswith(entry)}
+        for entry in OVER_ONE
+    }
+    assert over_one - set().union(*listed.values()) == set(), "run over one transport only"
+    assert set().union(*listed.values()) - over_one == set(), "are listed, and run over both"
+    assert [entry for entry, files in listed.items() if not files] == [], "are no more"
