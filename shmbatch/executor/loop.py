@@ -13,7 +13,6 @@ with a clock of its own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,8 +27,6 @@ from .served import ServedFunction
 
 if TYPE_CHECKING:
     from ..protocol._core import Wake
-
-log = logging.getLogger("shmbatch.executor")
 
 # What `turn` returns instead of a time.
 NOW_NS = 0
@@ -166,18 +163,21 @@ class Loop:
         total = 0
         missing = _MANY
         completed = in_flight = False
+        for function in self._attended:  # first make room: until then batches keep filling
+            if not function.idle and function.flights[0].done:
+                self._wake(function.complete() or ())
+                completed = True
+        if completed:
+            at_ns = now_ns()  # a device may have kept us waiting
         for function in self._attended:
             inbox, batcher = function.inbox, function.batcher
             waiting = inbox.drain(at_ns)
             total += waiting
-            batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining)
+            batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining, inbox.absent)
             if inbox.attention:
                 self._wake(inbox.pop_attention() or ())
             if not function.idle:  # what makes room is the end of a batch, not another call
-                if not function.flights[0].done:
-                    continue
-                self._wake(function.complete() or ())
-                completed = True
+                continue
             if waiting:
                 if batcher.reason is not None:
                     if chosen is None or batcher.due_ns < chosen.batcher.due_ns:
@@ -194,7 +194,7 @@ class Loop:
                 continue
             missing = min(missing, batcher.missing)
         self._missing = missing
-        launched = chosen.launch() if chosen is not None else 0
+        launched = chosen.launch(at_ns) if chosen is not None else 0
         for function in self._attended:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
@@ -227,7 +227,6 @@ class Loop:
             if flags & WAKE_VIOLATION and not connection.violated:
                 # The core ignores its ring from now on; control forgets it, then it is detached.
                 connection.violated = True
-                log.error("a producer of %s broke the protocol", connection.function.address)
                 self._disconnect(connection)
 
     def _tell(self, status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -12,9 +13,11 @@ from shmbatch.executor import batcher as module
 from shmbatch.executor.batcher import NEVER_NS, Batcher, SealReason
 
 MS = 1_000_000
-SIZE, DEADLINE, DRAIN = SealReason.SIZE, SealReason.DEADLINE, SealReason.DRAIN
+SIZE, ALL, DEADLINE, DRAIN = SealReason
 
 WAITING = {"none": [0], "max_batch_size or more": [4, 5, 1000], "fewer": [1, 3]}
+# calls that are still to come until everybody has as many outstanding as lately
+ABSENT = {"nobody": [0], "some": [1, 2, 1000], "any": [0, 1, 1000]}
 DRAINING = {"yes": [True], "no": [False], "any": [True, False]}
 # nanoseconds for which the oldest call has waited; 5 ms is wait_ns
 WAITED = {
@@ -25,25 +28,42 @@ WAITED = {
 }
 
 assert module.__doc__ is not None
-ROWS = re.findall(r"^    (\w[^\n]+?)  +(\w+)  +(\S[^\n]*?)  +(\w+)$", module.__doc__, re.MULTILINE)
+ROWS = [re.split(r"  +", line.strip()) for line in module.__doc__.splitlines()]
 ROWS = [row for row in ROWS if row[0] in WAITING]
 
 
 def test_the_table_has_been_read() -> None:
-    assert len(ROWS) == 5
+    assert len(ROWS) == 6
+    assert all(len(row) == 5 for row in ROWS)
 
 
-@pytest.mark.parametrize(("waiting", "draining", "waited", "due"), ROWS)
+@pytest.mark.parametrize(("waiting", "absent", "draining", "waited", "due"), ROWS)
 def test_a_batch_is_due_as_the_table_says(
-    waiting: str, draining: str, waited: str, due: str
+    waiting: str, absent: str, draining: str, waited: str, due: str
 ) -> None:
-    for count in WAITING[waiting]:
-        for is_draining in DRAINING[draining]:
-            for waited_ns in WAITED[waited]:
-                batcher = Batcher(max_batch_size=4, wait_ns=5 * MS)
-                now_ns = 100 * MS
-                batcher.observe(count, now_ns - waited_ns, now_ns, is_draining)
-                assert batcher.reason == (None if due == "no" else SealReason[due])
+    now_ns = 100 * MS
+    for count, still_to_come, is_draining, waited_ns in itertools.product(
+        WAITING[waiting], ABSENT[absent], DRAINING[draining], WAITED[waited]
+    ):
+        batcher = Batcher(max_batch_size=4, wait_ns=5 * MS, lockstep=True)
+        batcher.observe(count, now_ns - waited_ns, now_ns, is_draining, still_to_come)
+        assert batcher.reason == (None if due == "no" else SealReason[due])
+
+
+def test_without_lockstep_some_are_always_absent() -> None:
+    for count, absent, waited_ns, draining in itertools.product(
+        (0, 1, 3, 4, 9), (0, 1, 1000), WAITED["any"], (True, False)
+    ):
+        plain, reference = Batcher(4, 5 * MS), Batcher(4, 5 * MS, lockstep=True)
+        plain.observe(count, 100 * MS - waited_ns, 100 * MS, draining, absent)
+        reference.observe(count, 100 * MS - waited_ns, 100 * MS, draining, 1000)
+        for batcher in (plain, reference):
+            assert batcher.reason is not ALL
+        assert (plain.reason, plain.due_ns, plain.missing) == (
+            reference.reason,
+            reference.due_ns,
+            reference.missing,
+        )
 
 
 def test_a_lone_call_is_due_when_its_wait_is_over() -> None:
@@ -125,6 +145,39 @@ def test_draining_makes_whatever_waits_due_now() -> None:
     assert (batcher.reason, batcher.due_ns) == (DRAIN, 8 * MS)
 
 
+def test_a_batch_for_which_all_are_there_is_due_since_that_was_first_seen() -> None:
+    batcher = Batcher(4, 5 * MS, lockstep=True)
+
+    batcher.observe(1, 0, 1 * MS, False, 1)
+    assert (batcher.reason, batcher.due_ns) == (None, 5 * MS)
+    batcher.observe(2, 0, 2 * MS, False, 0)
+    assert (batcher.reason, batcher.due_ns) == (ALL, 2 * MS)
+    batcher.observe(4, 0, 3 * MS, False, 0)
+    assert (batcher.reason, batcher.due_ns) == (SIZE, 2 * MS)
+    batcher.observe(3, 0, 4 * MS, False, 2)  # somebody has got a result, another has withdrawn
+    assert (batcher.reason, batcher.due_ns) == (None, 5 * MS)
+    batcher.observe(3, 0, 20 * MS, False, 0)
+    assert (batcher.reason, batcher.due_ns) == (ALL, 5 * MS)
+    assert batcher.sealed() is ALL
+    batcher.observe(1, 19 * MS, 21 * MS, False, 0)
+    assert (batcher.reason, batcher.due_ns) == (ALL, 21 * MS)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "absent", "missing"),
+    [(0, 0, 1), (0, 2, 2), (0, 4, 4), (0, 9, 4), (1, 2, 2), (1, 9, 3), (3, 1, 1), (3, 9, 1)],
+)
+def test_in_lockstep_so_many_calls_more_may_make_a_batch_due(
+    waiting: int, absent: int, missing: int
+) -> None:
+    """None waits and none is awaited: whoever calls next is due at once."""
+    batcher = Batcher(4, 5 * MS, lockstep=True)
+
+    batcher.observe(waiting, 0, 0, False, absent)
+
+    assert (batcher.reason, batcher.missing) == (None, missing)
+
+
 def test_only_what_is_due_is_sealed() -> None:
     batcher = Batcher(4, 5 * MS)
     batcher.observe(1, 0, 0, False)
@@ -136,6 +189,7 @@ def test_only_what_is_due_is_sealed() -> None:
 def test_every_reason_has_a_hash_of_its_own_identity() -> None:
     assert {reason: reason.value for reason in SealReason} == {
         SIZE: "size",
+        ALL: "all",
         DEADLINE: "deadline",
         DRAIN: "drain",
     }
@@ -144,31 +198,34 @@ def test_every_reason_has_a_hash_of_its_own_identity() -> None:
 @given(
     max_batch_size=st.integers(1, 8),
     wait_ns=st.integers(0, 20),
-    history=st.lists(
-        st.tuples(st.integers(0, 12), st.integers(0, 30), st.integers(0, 15), st.booleans())
-    ),
+    lockstep=st.booleans(),
+    history=st.lists(st.tuples(*map(st.integers, [0] * 4, [12, 9, 30, 15]), st.booleans())),
 )
 def test_the_decision_depends_on_what_waits_now_alone(
-    max_batch_size: int, wait_ns: int, history: list[tuple[int, int, int, bool]]
+    max_batch_size: int,
+    wait_ns: int,
+    lockstep: bool,
+    history: list[tuple[int, int, int, int, bool]],
 ) -> None:
-    """No history makes a difference but since when a full batch has been full."""
-    batcher = Batcher(max_batch_size, wait_ns)
+    """No history makes a difference but since when a batch has been full, or all were there."""
+    batcher = Batcher(max_batch_size, wait_ns, lockstep)
     now_ns = 1000
 
-    for waiting, waited_ns, step_ns, draining in history:
+    for waiting, absent, waited_ns, step_ns, draining in history:
         now_ns += step_ns
-        batcher.observe(waiting, now_ns - waited_ns, now_ns, draining)
-        fresh = Batcher(max_batch_size, wait_ns)
-        fresh.observe(waiting, now_ns - waited_ns, now_ns, draining)
+        batcher.observe(waiting, now_ns - waited_ns, now_ns, draining, absent)
+        fresh = Batcher(max_batch_size, wait_ns, lockstep)
+        fresh.observe(waiting, now_ns - waited_ns, now_ns, draining, absent)
 
         assert batcher.reason is fresh.reason
-        assert batcher.missing == fresh.missing == max_batch_size - waiting
+        assert batcher.missing == fresh.missing <= max_batch_size - waiting or waiting == 0
         assert batcher.due_ns <= fresh.due_ns
-        if batcher.reason is not SIZE:
+        if batcher.reason not in (SIZE, ALL):
             assert batcher.due_ns == fresh.due_ns
         if batcher.reason is not None:
             assert batcher.due_ns <= now_ns
             if step_ns % 2:
                 assert batcher.sealed() is batcher.reason
         elif waiting:
+            assert batcher.missing > 0
             assert now_ns < batcher.due_ns <= now_ns + wait_ns

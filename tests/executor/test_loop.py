@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from shmbatch.errors import BatchResultError
 from shmbatch.executor.batcher import SealReason
 from shmbatch.executor.staging import Cpu
-from shmbatch.protocol import layout
+from shmbatch.protocol import layout, snapshot
 from shmbatch.protocol._core import (
     ABANDONED,
     ASYNC,
@@ -29,10 +32,10 @@ from shmbatch.protocol._core import (
     THREAD,
     WAITER,
 )
-from tests.executor.worlds import MS, START_NS, Call, Execution, Plan, Producer, World
+from tests.executor.worlds import EXPIRED, MS, START_NS, Call, Execution, Plan, Producer, World
 from tests.rings import array, signature
 
-SIZE, DEADLINE, DRAIN = SealReason.SIZE, SealReason.DEADLINE, SealReason.DRAIN
+SIZE, ALL, DEADLINE, DRAIN = SealReason
 
 Trace = list[tuple[float, SealReason, list[int]]]
 
@@ -251,6 +254,7 @@ plans = st.builds(
     is_async=st.sampled_from([False, False, True]),
     producers=st.integers(1, 3),
     slots=st.sampled_from([1, 2, 3, 16]),
+    lockstep=st.booleans(),
 )
 moves = st.lists(
     st.tuples(
@@ -310,20 +314,19 @@ def check_outcomes(world: World) -> None:
     assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
     for number, function in enumerate(world.functions):
         mine = [each for each in world.executions if each.function == number]
-        seen = function.statistics.snapshot()
-        assert seen["calls_done"] == sum(len(each.calls) for each in mine)
-        assert seen["batch_sizes"] == {
-            str(size): times for size, times in Counter(len(each.calls) for each in mine).items()
-        }
-        assert seen["sealed"] == {
-            reason.value: sum(each.reason is reason for each in mine) for reason in SealReason
-        }
-        assert seen["calls_failed"] == sum(
+        failed = sum(
             len(each.calls)
             if each.error is not None
             else sum(world.item_fails(call.number) for call in each.calls)
             for each in mine
         )
+        totals = snapshot.totals(function.counts(0))
+        assert totals.done == sum(len(each.calls) for each in mine)
+        assert (totals.failed, totals.batches) == (failed, len(mine))
+        assert function.statistics.batch_sizes() == {
+            reason.value: Counter(len(each.calls) for each in mine if each.reason is reason)
+            for reason in SealReason
+        }
 
 
 def check_turns(world: World) -> None:
@@ -542,6 +545,32 @@ def test_a_lone_batch_is_completed_without_waiting_for_another(spin_ns: int) -> 
     assert device.log == ["launch 1", "wait 1", "50 ms", "launch 2", "wait 2"]
 
 
+def test_a_call_that_comes_while_a_device_is_waited_for_has_a_clock_of_its_own() -> None:
+    launched_ns: list[int] = []
+
+    async def body(stack: Any) -> Any:
+        launched_ns.append(world.now_ns)
+        await asyncio.sleep(0)
+        return Doubling(stack)
+
+    def waits(number: int) -> bool:
+        if number == 1:
+            world.sleep(9 * MS)
+            world.producers[0].submit(values=(np.array([4, 0.5]),))
+            world.sleep(MS)
+        return False
+
+    plan = Plan(max_batch_size=2, wait_ns=5 * MS, is_async=True)
+    world = slow_world(Slow(breaks=waits), plan, body)
+    submit_vectors(world, 4)
+    for at_ms in (1, 12, 60):
+        world.at(START_NS + at_ms * MS, lambda: None)
+
+    finish(world)
+
+    assert [(at_ns - START_NS) // MS for at_ns in launched_ns] == [0, 11, 15]
+
+
 def test_a_device_that_breaks_breaks_only_the_batch_it_broke_in() -> None:
     device = Slow(breaks=lambda number: number == 2)
     world = slow_world(device, Plan(max_batch_size=2, wait_ns=0))
@@ -620,6 +649,377 @@ def test_nothing_is_read_before_its_event_for_any_history(
         assert 0 <= in_flight <= 2
     waits = [int(entry.split()[1]) for entry in device.log if entry.startswith("wait")]
     assert waits == sorted(waits)
+
+
+# ---- in lockstep ----
+
+LONG_NS = 1000 * MS
+
+
+class Actor:
+    """A producer in a closed loop: it calls, waits for its result, thinks, and calls again."""
+
+    def __init__(self, producer: Producer, steps: int, think_ns: Callable[[], int]) -> None:
+        self.producer = producer
+        self.steps = steps  # calls still to make
+        self.think_ns = think_ns
+        self.pauses: dict[int, int] = {}  # nanoseconds that it thinks with so many steps left
+        self.called_ns: list[int] = []
+
+    def step(self) -> None:
+        self.producer.collect()
+        if self.steps == 0:
+            self.producer.world.leave(self.producer)
+            return
+        self.steps -= 1
+        call = self.producer.submit()
+        assert call is not None
+        self.called_ns.append(call.at_ns)
+
+    def answered(self) -> None:
+        world = self.producer.world
+        think_ns = self.pauses.get(self.steps) or self.think_ns()
+        world.at(world.now_ns + think_ns, self.step)
+
+
+def act(world: World, actors: list[Actor], starts_ns: list[int]) -> None:
+    """Let actors act until each has made its steps and left; then the executor drains."""
+    playing = {id(actor.producer): actor for actor in actors}
+
+    def completed(execution: Execution) -> None:
+        for call in execution.calls:
+            actor = playing[id(call.producer)]
+            if not actor.producer.gone:
+                actor.answered()
+
+    leave = world.leave
+
+    def left(producer: Producer) -> None:
+        leave(producer)
+        if all(actor.producer.gone for actor in actors):
+            world.drain()
+
+    world.completed, world.leave = completed, left  # type: ignore[method-assign]
+    for actor, start_ns in zip(actors, starts_ns, strict=True):
+        world.at(START_NS + start_ns, actor.step)
+    world.run(drain=False)
+
+
+def sealed(world: World) -> dict[str, int]:
+    """How often the first function's batches were sealed for which reason."""
+    sizes = world.functions[0].statistics.batch_sizes()
+    return {reason: sum(each.values()) for reason, each in sizes.items() if each}
+
+
+def in_order(world: World) -> Trace:
+    """The trace, without who came first in a batch."""
+    return [(at_ms, reason, sorted(calls)) for at_ms, reason, calls in trace(world)]
+
+
+def test_in_lockstep_a_batch_runs_as_soon_as_nobody_is_left_to_wait_for() -> None:
+    """That somebody will call nobody knows before he has called once."""
+    world = World(Plan(max_batch_size=10, wait_ns=LONG_NS, producers=3, lockstep=True))
+    submitting(world, [0, 20, 30, 50], producer=0)
+    submitting(world, [1, 23, 37], producer=1)
+    submitting(world, [2, 21, 34], producer=2)
+
+    world.run()
+
+    assert in_order(world) == [
+        (0, ALL, [1]),
+        (20, ALL, [2, 3, 4]),
+        (30, ALL, [5, 6, 7]),
+        (50, ALL, [8, 9, 10]),
+    ]
+
+
+def test_without_lockstep_the_wait_is_sat_out_for_nobody() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=5 * MS, producers=2))
+
+    act(world, [Actor(producer, 3, lambda: MS) for producer in world.producers], [0, 0])
+
+    assert sealed(world) == {"deadline": 3}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_actors_in_lockstep_never_sit_out_the_wait(is_async: bool) -> None:
+    world = World(
+        Plan(32, LONG_NS, duration_ns=MS, is_async=is_async, producers=16, lockstep=True)
+    )
+    actors = [
+        Actor(producer, 20, lambda think_ns=5000 + 1000 * i: think_ns)
+        for i, producer in enumerate(world.producers)
+    ]
+
+    act(world, actors, [0] * 16)
+
+    assert sealed(world) == {"all": 20}
+    assert {len(execution.calls) for execution in world.executions} == {16}
+    assert world.now_ns == START_NS + 20 * (MS + 20_000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    starts_ns=st.lists(st.integers(0, 20 * MS), min_size=1, max_size=6),
+    thoughts=st.lists(st.integers(0, 10 * MS), min_size=1, max_size=20),
+    steps=st.integers(1, 8),
+    max_batch_size=st.integers(1, 8),
+    duration_ns=st.sampled_from([0, 1000, 5 * MS]),
+    is_async=st.booleans(),
+    spin_ns=st.sampled_from([0, 50_000]),
+)
+def test_in_lockstep_no_wait_is_sat_out_and_batches_are_as_large_as_they_can_be(
+    starts_ns: list[int],
+    thoughts: list[int],
+    steps: int,
+    max_batch_size: int,
+    duration_ns: int,
+    is_async: bool,
+    spin_ns: int,
+) -> None:
+    """From when all have called once until the first of them has made his last call."""
+    actors_count = len(starts_ns)
+    world = World(
+        Plan(max_batch_size, LONG_NS, duration_ns, is_async, actors_count, lockstep=True)
+    )
+    world.spin_ns = spin_ns
+    thinking = itertools.cycle(thoughts)
+    actors = [Actor(producer, steps, lambda: next(thinking)) for producer in world.producers]
+
+    act(world, actors, starts_ns)
+
+    check_outcomes(world)
+    assert set(sealed(world)) <= {"size", "all"}
+    known_ns = max(actor.called_ns[0] for actor in actors)
+    last_ns = min(actor.called_ns[-1] for actor in actors)
+    for execution in world.executions:
+        if known_ns < execution.at_ns <= last_ns:
+            assert len(execution.calls) == min(max_batch_size, actors_count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pauses=st.lists(
+        st.dictionaries(st.integers(0, 9), st.sampled_from([45 * MS, 60 * MS, 400 * MS])),
+        min_size=2,
+        max_size=5,
+    ),
+    think_ns=st.integers(0, 5 * MS),
+    duration_ns=st.sampled_from([0, 1000, MS]),
+)
+def test_an_actor_that_goes_quiet_costs_at_most_one_wait(
+    pauses: list[dict[int, int]], think_ns: int, duration_ns: int
+) -> None:
+    world = World(Plan(8, 50 * MS, duration_ns, producers=len(pauses), lockstep=True))
+    actors = [Actor(producer, 10, lambda: think_ns) for producer in world.producers]
+    for actor, each in zip(actors, pauses, strict=True):
+        actor.pauses = each
+
+    act(world, actors, [0] * len(actors))
+
+    check_outcomes(world)
+    long = sum(pause > 50 * MS for each in pauses for pause in each.values())
+    assert sealed(world).get("deadline", 0) <= long
+
+
+def test_a_wait_in_vain_is_not_repeated_until_the_quiet_one_has_called_again() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=5 * MS, producers=2, lockstep=True))
+    submitting(world, [0, 100, 200, 300, 401], producer=0)
+    submitting(world, [0, 301, 400, 420], producer=1)
+
+    world.run()
+
+    assert in_order(world) == [
+        (0, ALL, [1, 2]),
+        (105, DEADLINE, [3]),
+        (200, ALL, [4]),
+        (300, ALL, [5]),
+        (306, DEADLINE, [6]),  # it has called again, and waits for the other in its turn
+        (400, ALL, [7]),
+        (406, DEADLINE, [8]),
+        (420, DRAIN, [9]),
+    ]
+
+
+def test_a_producer_that_dies_or_leaves_is_not_waited_for() -> None:
+    """The rest runs the moment the executor hears of it."""
+    world = World(Plan(max_batch_size=10, wait_ns=LONG_NS, producers=3, lockstep=True))
+    submitting(world, [0, 10], producer=0)
+    submitting(world, [0, 11, 50], producer=1)
+    submitting(world, [0], producer=2)
+    world.at(START_NS + 30 * MS, lambda: world.leave(world.producers[2]))
+
+    world.run()
+
+    assert in_order(world)[:2] == [(0, ALL, [1, 2, 3]), (30, ALL, [4, 5])]
+
+
+def test_a_producer_that_has_just_come_is_not_waited_for() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=LONG_NS, producers=2, lockstep=True))
+    submitting(world, [0, 10], producer=0)
+    submitting(world, [0, 30, 50], producer=1)
+    world.at(START_NS + 20 * MS, lambda: world.join(0))
+
+    world.run()
+
+    assert in_order(world)[:2] == [(0, ALL, [1, 2]), (30, ALL, [3, 4])]
+
+
+def test_a_cancelled_call_does_not_make_its_producer_present() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=LONG_NS, producers=3, lockstep=True))
+    for producer in range(3):
+        submitting(world, [0], producer)
+    submitting(world, [10, 20], producer=0)
+    submitting(world, [11], producer=1)
+    world.at(START_NS + 12 * MS, lambda: world.producers[0].withdraw(world.calls[4]))
+    submitting(world, [13, 30], producer=2)
+
+    world.run()
+
+    assert in_order(world)[1] == (20, ALL, [5, 6, 7])
+
+
+def test_a_producer_with_several_calls_in_flight_is_waited_for_until_it_has_as_many() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=5 * MS, producers=2, lockstep=True))
+    submitting(world, [0], producer=0, repeat=3)
+    submitting(world, [0, 10], producer=1)
+    submitting(world, [11, 12, 13], producer=0)
+    submitting(world, [20, 21], producer=0)
+    submitting(world, [22, 31], producer=1)
+    submitting(world, [30, 32], producer=0)
+
+    world.run()
+
+    assert in_order(world)[:4] == [
+        (0, ALL, [1, 2, 3, 4]),
+        (13, ALL, [5, 6, 7, 8]),
+        (25, DEADLINE, [9, 10, 11]),  # now it keeps two in flight
+        (32, ALL, [12, 13, 14]),
+    ]
+
+
+def test_a_function_in_lockstep_does_not_keep_others_out() -> None:
+    world = World(
+        Plan(10, LONG_NS, duration_ns=2 * MS, producers=2, lockstep=True),
+        Plan(10, 5 * MS, duration_ns=2 * MS),
+    )
+    submitting(world, [1], producer=2)
+    actors = [Actor(producer, 20, lambda: 0) for producer in world.producers[:2]]
+    actors.append(Actor(world.producers[2], 0, lambda: 0))  # leaves after its call
+
+    act(world, actors, [0, 0, 100 * MS])
+
+    others = [execution for execution in world.executions if execution.function == 1]
+    assert [(execution.at_ns - START_NS) // MS for execution in others] == [6]
+    assert sealed(world) == {"all": 20}
+
+
+def test_a_second_batch_is_launched_while_everybody_else_runs() -> None:
+    device = Slow()
+    second: list[Call] = []
+
+    def body(stack: Any) -> Any:
+        if not second:  # called while the first batch is launched
+            call = world.producers[1].submit(values=(np.array([1.0, 0.5]),))
+            assert call is not None
+            second.append(call)
+        return Doubling(stack)
+
+    world = slow_world(device, Plan(4, LONG_NS, producers=2, lockstep=True), body)
+    calls = submit_vectors(world, 1)
+    world.at(START_NS + MS, lambda: None)
+
+    finish(world)
+
+    assert doubled(calls + second)
+    assert device.log == ["launch 1", "launch 2", "wait 1", "wait 2"]
+    assert sealed(world) == {"all": 2}
+
+
+# ---- deadlines ----
+
+
+def test_a_call_that_is_not_launched_by_its_deadline_never_runs() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=10 * MS))
+    world.strict = False
+    producer = world.producers[0]
+    for deadline_ms in (0, 9, 10, 500):
+        deadline_ns = START_NS + deadline_ms * MS if deadline_ms else 0
+        world.at(START_NS, partial(producer.submit, deadline_ns=deadline_ns))
+    world.at(START_NS + 11 * MS, lambda: None)
+
+    finish(world)
+
+    assert [world.calls[n].outcome for n in (1, 2, 3, 4)] == [10, EXPIRED, 30, 40]
+    assert world.calls[2].batch is None
+    assert sealed(world) == {"deadline": 1}
+
+
+def test_a_batch_whose_calls_have_all_expired_never_runs() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=10 * MS))
+    world.strict = False
+    for _ in range(3):
+        world.at(START_NS, partial(world.producers[0].submit, ASYNC, None, START_NS + MS))
+    submitting(world, [20, 40])
+
+    finish(world)
+
+    outcomes = [world.calls[number].outcome for number in (1, 2, 3, 4, 5)]
+    assert outcomes == [EXPIRED, EXPIRED, EXPIRED, 40, 50]
+    assert sealed(world) == {"deadline": 1, "drain": 1}
+    assert world.producers[0].heard == 1  # an event loop that waited for them
+
+
+def test_who_is_waited_for_in_vain_is_forgotten_though_nothing_was_left_to_run() -> None:
+    world = World(Plan(max_batch_size=10, wait_ns=10 * MS, producers=2, lockstep=True))
+    world.strict = False
+    for producer in range(2):
+        submitting(world, [0], producer)
+    world.at(START_NS + 20 * MS, partial(world.producers[0].submit, 0, None, START_NS + 25 * MS))
+    submitting(world, [40, 60], producer=0)
+
+    finish(world)
+
+    assert world.calls[3].outcome is EXPIRED
+    batch = world.calls[4].batch
+    assert batch is not None
+    assert batch.at_ns == START_NS + 40 * MS
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    chosen=st.lists(plans, min_size=1, max_size=2),
+    history=moves,
+    patience_ms=st.lists(st.sampled_from([None, 0, 1, 5, 30]), min_size=1, max_size=5),
+)
+def test_a_call_runs_by_its_deadline_or_never_for_any_history(
+    chosen: list[Plan], history: list[tuple[int, str, int, int]], patience_ms: list[int | None]
+) -> None:
+    world = World(*chosen)
+    world.strict = False
+    patience = itertools.cycle(patience_ms)
+    deadlines: dict[int, int] = {}
+    submit = Producer.submit
+
+    def submit_by(producer: Producer, flags: int = 0) -> Call | None:
+        allowed_ms = next(patience)
+        deadline_ns = 0 if allowed_ms is None else world.now_ns + allowed_ms * MS
+        call = submit(producer, flags, deadline_ns=deadline_ns)
+        if call is not None and deadline_ns:
+            deadlines[call.number] = deadline_ns
+        return call
+
+    play(world, history)
+    with mock.patch.object(Producer, "submit", submit_by):
+        world.run()
+
+    for call in world.calls.values():
+        launched = call.batch is not None
+        if launched:
+            assert call.batch.at_ns <= deadlines.get(call.number, call.batch.at_ns)
+        if not call.producer.gone and call.withdrawn is None:
+            assert call.outcome == 10 * call.number if launched else call.outcome is EXPIRED
+            assert launched or call.number in deadlines
 
 
 # ---- whatever a function does ----

@@ -14,6 +14,7 @@ import mmap
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 from unittest import mock
@@ -29,11 +30,21 @@ from shmbatch.executor.poller import SLICE_NS
 from shmbatch.executor.served import ServedFunction
 from shmbatch.executor.staging import Cpu, Device
 from shmbatch.protocol import layout
-from shmbatch.protocol._core import ABANDONED, CANCELLED, FAILED, PARKED, PENDING, Bell
+from shmbatch.protocol._core import (
+    ABANDONED,
+    CANCELLED,
+    FAILED,
+    PARKED,
+    PENDING,
+    Batch,
+    Bell,
+    Inbox,
+)
 from tests.rings import ADD, Wire
 
 MS = 1_000_000
 START_NS = 1_000_000 * MS
+EXPIRED = object()  # the outcome of a call that was not launched by its deadline
 
 
 @dataclass
@@ -76,6 +87,7 @@ class Producer:
     closed: bool = False
     violated: bool = False
     since_ns: int = 0
+    peak: int = 0  # most calls outstanding when a batch was taken
     woken: int = 0
     heard: int = 0
 
@@ -100,11 +112,13 @@ class Producer:
     def close(self) -> None:
         self.closed = True
 
-    def submit(self, flags: int = 0, values: tuple[Any, ...] | None = None) -> Call | None:
+    def submit(
+        self, flags: int = 0, values: tuple[Any, ...] | None = None, deadline_ns: int = 0
+    ) -> Call | None:
         """Publish a call now; None if every slot is in use."""
         number = next(self.world.numbers)
         values = (number, -number) if values is None else values
-        ticket = self.wire.producer.submit(values, flags)
+        ticket = self.wire.producer.submit(values, flags, deadline_ns)
         if ticket < 0:
             return None
         self.wire.stamp(ticket, self.world.now_ns)  # the core took the real time
@@ -128,7 +142,8 @@ class Producer:
         for call in list(self.outstanding):
             outcome = self.wire.producer.poll(call.ticket, 0)
             if outcome is FAILED:
-                outcome = unpack_exception(self.wire.producer.error(call.ticket))
+                record = self.wire.producer.error(call.ticket)
+                outcome = EXPIRED if record is None else unpack_exception(record)
             if outcome is not PENDING:
                 call.outcome = outcome
                 self.outstanding.remove(call)
@@ -144,6 +159,31 @@ class Plan:
     is_async: bool = False
     producers: int = 1
     slots: int = 16
+    lockstep: bool = False
+
+
+class Watched:
+    """An inbox of the core, and what it should know and do by the contract's words."""
+
+    def __init__(self, inbox: Inbox, world: World, function: int) -> None:
+        self.decision: tuple[SealReason | None, int] = (None, 0)  # of the last batch: `due`
+        self._inbox = inbox
+        self._world = world
+        self._function = function
+
+    def take(self, batch: Batch, limit: int, now_ns: int) -> int:
+        self.decision = self._world.due(self._function)
+        for producer in self._world.attached(self._function):
+            producer.peak = max(producer.peak, self._world.outstanding(producer))
+        return self._inbox.take(batch, limit, now_ns)
+
+    def forget_absent(self) -> None:
+        for producer in self._world.attached(self._function):
+            producer.peak = self._world.outstanding(producer)
+        self._inbox.forget_absent()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inbox, name)
 
 
 class World:
@@ -186,6 +226,7 @@ class World:
                     signature,
                     BatchParameters(plan.max_batch_size, plan.wait_ns),
                     plan.slots,
+                    plan.lockstep,
                 ),
                 f"world.f{number}",
                 device or Cpu(),
@@ -194,6 +235,14 @@ class World:
             )
             for number, plan in enumerate(plans)
         ]
+        self._running: list[deque[Execution]] = [deque() for _ in plans]
+        # Called with each batch whose outcomes have just been published.
+        self.completed: Callable[[Execution], None] = lambda execution: None
+        self.inboxes: list[Watched] = []
+        for number, served in enumerate(self.functions):
+            self.inboxes.append(Watched(served.inbox, self, number))
+            served.inbox = self.inboxes[number]  # type: ignore[assignment]
+            served.complete = partial(self._complete, number, served.complete)  # type: ignore[method-assign]
         self.loop = Loop(self.functions, self, self.events, self._disconnect)  # type: ignore[arg-type]
         self.producers = [
             self.attach(number) for number, plan in enumerate(plans) for _ in range(plan.producers)
@@ -238,10 +287,15 @@ class World:
 
     # ---- running ----
 
-    def run(self) -> None:
-        """Let everything happen, then drain and check that everybody has his outcome."""
+    def run(self, *, drain: bool = True) -> None:
+        """Let everything happen, then drain and check that everybody has his outcome.
+
+        Args:
+            drain: after the last action known now; else whoever makes more calls `drain`.
+        """
         last_ns = max((at_ns for at_ns, _, _ in self._actions), default=self.now_ns)
-        self.at(last_ns, lambda: self.loop.post(self._drain))
+        if drain:
+            self.at(last_ns, self.drain)
         try:
             with mock.patch.object(loop_module, "now_ns", self.clock):
                 self.loop.run()
@@ -262,9 +316,18 @@ class World:
     def clock(self) -> int:
         return self.now_ns
 
-    def _drain(self) -> None:
-        self._draining = True
-        self.loop.drain()
+    def drain(self) -> None:
+        """Have the executor drain; it hears of it as of any command."""
+
+        def drain() -> None:
+            self._draining = True
+            self.loop.drain()
+
+        self.loop.post(drain)
+
+    def sleep(self, duration_ns: int) -> None:
+        """Keep the executor from doing anything else for so long."""
+        self._advance(self.now_ns + duration_ns)
 
     def _advance(self, to_ns: int) -> None:
         """Move the clock, and let happen what happens until then."""
@@ -328,6 +391,7 @@ class World:
         self, events: asyncio.AbstractEventLoop, seen: int, until_ns: int, calls: int
     ) -> int:
         """As `park`, but every action may make a suspended function go on."""
+        self._advance(self.now_ns)  # a batch that was completed may have made something happen
         events.call_soon(events.stop)
         events.run_forever()
         if until_ns > IDLE_NS and not self._finished() and self._actions:
@@ -368,6 +432,29 @@ class World:
             for call in producer.waiting
         ]
 
+    def attached(self, function: int) -> list[Producer]:
+        """The producers of a function that the executor has not yet been told to forget."""
+        return [
+            producer
+            for producer in self.producers
+            if producer.function_number == function and not producer.closed
+        ]
+
+    def outstanding(self, producer: Producer) -> int:
+        """How many calls of a producer wait or run."""
+        return len(producer.waiting) + sum(
+            call.producer is producer
+            for execution in self._running[producer.function_number]
+            for call in execution.calls
+        )
+
+    def absent(self, function: int) -> int:
+        """How many calls are still to come until everybody has as many as lately at most."""
+        return sum(
+            max(0, producer.peak - self.outstanding(producer))
+            for producer in self.attached(function)
+        )
+
     def due(self, function: int) -> tuple[SealReason | None, int]:
         """Why a function is due now, by the contract's own words; and its deadline."""
         plan, waiting = self.plans[function], self.waiting(function)
@@ -376,6 +463,8 @@ class World:
         deadline_ns = min(call.at_ns for call in waiting) + plan.wait_ns
         if len(waiting) >= plan.max_batch_size:
             return SealReason.SIZE, deadline_ns
+        if plan.lockstep and self.absent(function) == 0:
+            return SealReason.ALL, deadline_ns
         if deadline_ns <= self.now_ns:
             return SealReason.DEADLINE, deadline_ns
         return (SealReason.DRAIN if self._draining else None), deadline_ns
@@ -399,9 +488,10 @@ class World:
                 call.batch = execution
                 if not call.producer.gone:
                     call.producer.waiting.remove(call)
+            self._running[function].append(execution)
             return execution
         before = self.waiting(function)
-        reason, deadline_ns = self.due(function)
+        reason, deadline_ns = self.inboxes[function].decision
         assert reason is not None, "a batch that is not due was launched"
         calls = [self.calls[x] for x in xs]
         execution = Execution(function, self.now_ns, calls, len(before) - len(calls), reason)
@@ -415,7 +505,19 @@ class World:
             call.batch = execution
             call.producer.waiting.remove(call)
         self.executions.append(execution)
+        self._running[function].append(execution)
         return execution
+
+    def _complete(self, function: int, complete: Callable[[], Any]) -> Any:
+        """Complete the oldest batch of a function as its `ServedFunction` does."""
+        wakes = complete()
+        if self._running[function]:  # else the function was not the world's own
+            execution = self._running[function].popleft()
+            for call in execution.calls:
+                if call.withdrawn == ABANDONED and call.producer.peak > 1:
+                    call.producer.peak -= 1
+            self._noting(lambda: self.completed(execution))
+        return wakes
 
     def _end(self, execution: Execution) -> list[Any]:
         execution.until_ns = self.now_ns
