@@ -13,7 +13,13 @@ its reads and writes never wait, and whoever does not read is disconnected.
                                  create segment and ring        -- attach -->  drained from now on
                        <------   welcome + descriptors, or refused
     attached           ------>   drop names and descriptors
-    end of file, death ------>   stop watching                  -- detach -->  drop calls, close
+    statistics         ------>   count
+                       <------   statistics + descriptor
+    goodbye, end of file, death  stop watching                  -- detach -->  drop calls, close
+
+Whoever has `SILENCE_NS` to say something and says nothing is hung up on, until it has attached:
+then it may be silent for ever. Who breaks the protocol is hung up on too, and finds the reason
+in its segment.
 """
 
 from __future__ import annotations
@@ -24,40 +30,37 @@ import os
 import select
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..contract.signature import Signature
 from ..contract.wire import ring_arguments
-from ..errors import (
-    HandshakeError,
-    ProtocolError,
-    ShmbatchError,
-    UnknownFunction,
-    VersionMismatch,
-)
-from ..protocol import control
-from ..protocol._core import DRAINING, ExecutorRing
+from ..errors import HandshakeError, ProtocolError, ShmbatchError
+from ..protocol import _core, control, snapshot
+from ..protocol._core import ExecutorRing
 from ..protocol.clock import now_ns
-from ..protocol.layout import LAYOUT_VERSION, VERSION
+from ..protocol.layout import LAYOUT_VERSION
+from ..protocol.ownership import DRAINING, SERVING
 from ..protocol.transport import ExecutorTransport
+from . import greeting
 from .loop import Loop
 from .poller import Poller
 from .served import ServedFunction
 
 log = logging.getLogger("shmbatch.executor")
 
+SILENCE_NS = 30_000_000_000  # for which somebody who has not attached may say nothing
+
 
 class Connection:
-    """One producer, from accept on; attached once it has a ring."""
+    """One process at the other end, from accept on; a producer once it has a ring."""
 
     ring: ExecutorRing
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)  # or MSG_DONTWAIT is ignored, where a default timeout is set
         self.sock = sock
-        self.since_ns = now_ns()
+        self.since_ns = self.heard_ns = now_ns()
         self.pid = control.peer_credentials(sock).pid
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
@@ -112,6 +115,9 @@ class Control:
         self._own_pidfd = os.pidfd_open(os.getpid())
         self._poll = select.epoll()
         self._watched: dict[int, Connection] = {}  # by socket and by pidfd
+        # Those who have to say something; whoever has been silent for longest comes first.
+        self._awaited: dict[Connection, None] = {}
+        self._since_ns = now_ns()
         self._requests: deque[Callable[[], None]] = deque()
         self._bell_out, self._bell_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -136,8 +142,8 @@ class Control:
         self._request(self._close_listener)
 
     def disconnect(self, connection: Any) -> None:
-        """Stop watching a producer, and have the loop detach it. Does not wait."""
-        self._request(lambda: self._lost(connection))
+        """Hang up on a producer that broke the protocol of the ring. Does not wait."""
+        self._request(lambda: self._expel(connection, "its ring holds what no producer writes"))
 
     def close(self) -> None:
         """End the thread and close every connection that is left."""
@@ -164,21 +170,47 @@ class Control:
 
     def _run(self) -> None:
         while not self._closing:
-            for fd, _ in self._poll.poll():
-                if fd == self._bell_out:
-                    os.read(fd, 4096)
-                elif fd == self._supervisor_fd:
-                    self._poll.unregister(fd)
-                    log.info("the process that started this executor is gone")
-                    self._on_stop(False)
-                elif fd == self._listener.fileno():
-                    self._accept()
-                elif fd in self._watched:
-                    # No local name for the connection: it would keep the memory of a producer
-                    # that has left until the next event.
-                    self._hear(self._watched[fd], fd)
+            for fd, _ in self._poll.poll(self._patience_s()):
+                self._safely(self._happened, fd)
             while self._requests:
-                self._requests.popleft()()
+                self._safely(self._requests.popleft())
+            self._safely(self._hang_up_on_the_silent)
+
+    def _safely(self, step: Callable[..., None], *arguments: Any) -> None:
+        """A bug must not make the executor deaf."""
+        try:
+            step(*arguments)
+        except Exception:
+            log.exception("a fault of the control thread, which goes on")
+
+    def _happened(self, fd: int) -> None:
+        if fd == self._bell_out:
+            os.read(fd, 4096)
+        elif fd == self._supervisor_fd:
+            self._poll.unregister(fd)
+            log.info("the process that started this executor is gone")
+            self._on_stop(False)
+        elif fd == self._listener.fileno():
+            self._accept()
+        elif fd in self._watched:
+            # No local name for the connection: it would keep the memory of a producer that has
+            # left until the next event.
+            self._hear(self._watched[fd], fd)
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for something to happen; None for ever."""
+        for connection in self._awaited:
+            return max(0, connection.heard_ns + SILENCE_NS - now_ns()) / 1e9
+        return None
+
+    def _hang_up_on_the_silent(self) -> None:
+        if not self._awaited:
+            return
+        at_ns = now_ns() - SILENCE_NS
+        for connection in [each for each in self._awaited if each.heard_ns <= at_ns]:
+            self._refuse(
+                connection, HandshakeError(f"said nothing for {SILENCE_NS / 1e9:g} seconds")
+            )
 
     def _close_listener(self) -> None:
         if self._listener.fileno() >= 0:
@@ -194,9 +226,9 @@ class Control:
                 self._turn_away()
             return
         try:
-            uid = control.peer_credentials(sock).uid
-            if uid != os.geteuid():
-                log.warning("refused a producer of uid %d", uid)
+            who = control.peer_credentials(sock)
+            if who.uid != os.geteuid():
+                log.warning("refused a producer of uid %d, process %d", who.uid, who.pid)
                 sock.close()
                 return
             connection = Connection(sock)
@@ -207,6 +239,7 @@ class Control:
         for fd in (sock.fileno(), connection.pidfd):
             self._watched[fd] = connection
             self._poll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        self._awaited[connection] = None
 
     def _turn_away(self) -> None:
         """Hang up on the next producer, for whom no descriptor is left but our reserve.
@@ -228,22 +261,25 @@ class Control:
             if fd != connection.pidfd:
                 self._receive(connection)
             elif control.is_gone(connection.sock, connection.pidfd):
-                self._lost(connection)
-        except Exception:  # a bug here must not make the executor deaf
-            log.exception("lost producer %d", connection.pid)
-            self._lost(connection)
+                self._gone(connection)
+        except Exception:
+            log.exception("a fault of the control thread")
+            self._lost(connection, "is disconnected for that")
 
     def _receive(self, connection: Connection) -> None:
         try:
             message, fds = control.receive(connection.sock, wait=False)
             for extra in fds:
                 os.close(extra)
+            if self._awaited.pop(connection, 0) is None:
+                connection.heard_ns = now_ns()
+                self._awaited[connection] = None  # the last one now
             self._answer(connection, message)
         except BlockingIOError:
             if control.is_gone(connection.sock, None):
-                self._lost(connection)
+                self._gone(connection)
         except (EOFError, OSError):
-            self._lost(connection)
+            self._gone(connection)
         except ShmbatchError as error:
             self._refuse(connection, error)
 
@@ -251,26 +287,43 @@ class Control:
         kind = message["kind"]
         if kind == "attached" and connection.attached:
             connection.segment.handed_over()
+            self._awaited.pop(connection, None)
+        elif kind == "goodbye":
+            self._lost(connection, "left")
         elif kind == "attach" and self._refusing:
-            self._lost(connection)
+            self._lost(connection, "came too late")
         elif kind == "attach" and not connection.attached:
             self._attach(connection, message)
         elif kind == "statistics":
-            # Counted here and not in the inboxes: there a producer arrives after its welcome.
-            attached = [each.function for each in set(self._watched.values()) if each.attached]
-            functions = {
-                name: function.statistics.snapshot() | {"producers": attached.count(function)}
-                for name, function in self._functions.items()
-            }
-            self._reply(connection, {"kind": "statistics", "functions": functions})
+            self._tell_statistics(connection)
         elif kind == "stop":
+            log.info("process %d asks for a stop", connection.pid)
             self._reply(connection, {"kind": "stopping", "pid": os.getpid()})
             self._on_stop(bool(message.get("now")))
         else:
             raise ProtocolError(f"a message of kind {kind[:40]!r} makes no sense here")
 
+    def _tell_statistics(self, connection: Connection) -> None:
+        # Counted here and not in the inboxes: there a producer arrives after its welcome.
+        attached = Counter(each.function for each in set(self._watched.values()) if each.attached)
+        state = DRAINING if self._refusing else SERVING
+        uptime_ns = now_ns() - self._since_ns
+        counted = greeting.statistics(
+            self._app, self._functions, attached, self._transport.name, state, uptime_ns
+        )
+        try:
+            fd = snapshot.store(counted)
+        except OSError as error:
+            raise HandshakeError(
+                f"the executor of {self._app!r} has no room for its statistics: {error}"
+            ) from error
+        try:
+            self._reply(connection, {"kind": "statistics"}, [fd])
+        finally:
+            os.close(fd)
+
     def _attach(self, connection: Connection, message: dict[str, Any]) -> None:
-        function = self._asked_for(message)
+        function = greeting.asked_for(message, self._app, self._functions)
         try:
             segment = self._transport.create(function.layout.nbytes, function.capacity)
         except OSError as error:
@@ -279,76 +332,80 @@ class Control:
                 f"({function.layout.nbytes} bytes) of '{function.address}': {error}; "
                 f"give the function fewer with slots="
             ) from error
-        signature = function.definition.signature
-        shared = ring_arguments(segment.memory, signature, function.layout)
+        shared = ring_arguments(segment.memory, function.definition.signature, function.layout)
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
         connection.function, connection.segment = function, segment
         offer, fds = segment.offer()
-        welcome = {
-            "kind": "welcome",
-            "pid": os.getpid(),
-            "signature": signature.to_message(),
-            "max_batch_size": function.batcher.max_batch_size,
-            "capacity": function.capacity,
-            "offer": offer,
-        }
+        welcome = greeting.welcome(function, offer)
         self._loop.post(lambda: self._loop.attach(connection))
         if self._refusing:  # the loop may have ended before it heard of this one
-            connection.ring.set_status(DRAINING)
+            connection.ring.set_status(_core.DRAINING)
+        log.info(
+            "producer %d attached to %s: %d slots, %d bytes of memory",
+            connection.pid,
+            function.address,
+            function.capacity,
+            function.layout.nbytes,
+        )
         self._reply(connection, welcome, [self._own_pidfd, self._producers_end.fileno(), *fds])
-        log.info("producer %d attached to %s", connection.pid, function.address)
-
-    def _asked_for(self, message: dict[str, Any]) -> ServedFunction:
-        """Return the function that an attach message asks for.
-
-        Raises:
-            HandshakeError: version, name or signature do not fit.
-        """
-        version = message.get("version")
-        if version != VERSION:
-            raise VersionMismatch(
-                f"the executor of {self._app!r} speaks version {VERSION} of the protocol "
-                f"and this producer version {str(version)[:20]}; install one shmbatch in both"
-            )
-        name = message.get("function")
-        function = self._functions.get(name) if isinstance(name, str) else None
-        if function is None:
-            raise UnknownFunction(
-                f"the executor of {self._app!r} has no function {str(name)[:80]!r}; "
-                f"it has {', '.join(map(repr, self._functions))}"
-            )
-        if message.get("signature") is not None:
-            theirs = Signature.from_message(message["signature"])
-            ours = function.definition.signature
-            if theirs != ours:
-                raise ours.mismatch(theirs, function.address)
-        return function
 
     def _refuse(self, connection: Connection, error: ShmbatchError) -> None:
-        log.warning("refused producer %d: %s", connection.pid, error)
         kind = type(error).__name__
         if not isinstance(error, HandshakeError):
             kind = HandshakeError.__name__
-        self._reply(connection, {"kind": "refused", "error": kind, "message": str(error)})
-        self._lost(connection)
+        refusal = {"kind": "refused", "error": kind, "message": str(error)}
+        try:
+            control.send(connection.sock, refusal, wait=False)
+        except OSError:
+            pass  # it does not read, or is gone; then so be it
+        if connection.attached:
+            self._expel(connection, str(error))
+        else:
+            log.warning("refused process %d: %s", connection.pid, error)
+            self._lost(connection, "was refused")
 
     def _reply(
         self, connection: Connection, message: dict[str, Any], fds: list[int] | None = None
     ) -> None:
         try:
             control.send(connection.sock, message, fds or [], wait=False)
-        except OSError:  # it does not read, or is gone
-            self._lost(connection)
+        except BlockingIOError:
+            log.warning("process %d does not read what it is told", connection.pid)
+            self._lost(connection, "is disconnected")
+        except OSError:
+            self._gone(connection)
 
-    def _lost(self, connection: Connection) -> None:
-        self._forget(connection)
+    def _expel(self, connection: Connection, why: str) -> None:
+        """Hang up on a producer that broke the protocol, and have it find that out."""
+        if connection.pidfd in self._watched:
+            connection.ring.set_status(_core.EXPELLED)
+            self._lost(connection, f"broke the protocol and is disconnected: {why}", logging.ERROR)
+
+    def _gone(self, connection: Connection) -> None:
+        """Somebody is gone who did not say goodbye, as those do who can."""
+        died = control.is_dead(connection.pidfd)
+        self._lost(connection, "died" if died else "hung up without a goodbye")
+
+    def _lost(self, connection: Connection, how: str, level: int = logging.INFO) -> None:
+        """Have nothing to do with somebody any more. Idempotent."""
+        if not self._forget(connection):
+            return
         if connection.attached:
-            log.info("producer %d left %s", connection.pid, connection.function.address)
+            log.log(
+                level, "producer %d of %s %s", connection.pid, connection.function.address, how
+            )
+            # At once: the loop may have ended, and then nobody else would remove its names.
+            connection.segment.handed_over()
             self._loop.post(lambda: self._loop.detach(connection))
         else:
             connection.close()
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: Connection) -> bool:
+        """Stop watching; return whether it was watched."""
+        self._awaited.pop(connection, None)
+        watched = False
         for fd in (connection.sock.fileno(), connection.pidfd):
             if self._watched.pop(fd, None) is not None:
                 self._poll.unregister(fd)
+                watched = True
+        return watched

@@ -12,8 +12,10 @@ from ..contract.definition import Definition
 from ..contract.wire import column_nbytes, segment_layout
 from ..protocol import layout
 from ..protocol._core import Batch, Inbox
-from .batcher import Batcher
+from ..protocol.snapshot import FunctionCounts
+from .batcher import Batcher, SealReason
 from .delivery import Delivery
+from .failures import Failures
 from .runner import AsyncRunner, Run
 from .staging import Device, Staging, ToHost
 from .statistics import Statistics
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ..protocol._core import Wake
 
 log = logging.getLogger("shmbatch.executor")
+
+_DEADLINE = SealReason.DEADLINE
 
 # What one producer's segment for one function may take, unless slots= says otherwise.
 SEGMENT_LIMIT_NBYTES = 256 << 20
@@ -48,9 +52,12 @@ class ServedFunction:
         self.address = address
         self.inbox = Inbox()
         self.expects_calls = False  # a batch was completed, and since then no call has come
-        self.batcher = Batcher(parameters.max_batch_size, parameters.wait_ns)
-        self.statistics = Statistics(parameters.max_batch_size)
+        self.batcher = Batcher(parameters.max_batch_size, parameters.wait_ns, definition.lockstep)
+        self.device = device.name
+        self.statistics = Statistics()
+        self.failures = Failures(address)
         self.flights: deque[Run] = deque()  # launched and not completed, oldest first
+        self._max_capacity = max_capacity
         self.capacity = min(
             max_capacity,
             slot_capacity(
@@ -62,38 +69,64 @@ class ServedFunction:
         )
         self.layout = segment_layout(signature, self.capacity)
         is_async = definition.is_async
-        self._staging = Staging(signature, parameters.max_batch_size, device)
+        self._staging = Staging(
+            signature,
+            parameters.max_batch_size,
+            device,
+            address=address,
+            module=definition.function.__module__,
+            record_nbytes=self.layout.error_nbytes,
+            note=self.failures.note,
+        )
         self._to_host = device.to_host
         self._function = device.wrap(definition.function)
         self._runner: AsyncRunner | None = None
         if is_async:
             assert loop is not None, "async functions need an event loop"
             self._runner = AsyncRunner(self._function, loop)
-        self._delivery = Delivery(address, signature.result, self.layout.error_nbytes)
+        self._delivery = Delivery(
+            address,
+            signature.result,
+            self.layout.error_nbytes,
+            self.failures.note,
+            definition.function.__module__,
+        )
         # As many as can be in flight; a function with none left cannot launch.
         self.idle = [
-            Run(Batch(parameters.max_batch_size)) for _ in range(1 if is_async else device.depth)
+            Run(Batch(parameters.max_batch_size, self.statistics.phases))
+            for _ in range(1 if is_async else device.depth)
         ]
 
     def warn_of_few_slots(self) -> None:
-        """Log it where a single producer cannot fill a batch."""
-        if self.capacity < self.batcher.max_batch_size:
-            log.warning(
-                "one producer gets %d slots for %s, fewer than max_batch_size %d; "
-                "slots= says how many",
-                self.capacity,
-                self.address,
-                self.batcher.max_batch_size,
-            )
+        """Log it where a producer gets fewer slots than slots= asks for, or than fill a batch."""
+        size, asked = self.batcher.max_batch_size, self.definition.slots
+        if asked is not None and asked > self.capacity:
+            wanted = f"slots={asked}"
+        elif self.capacity < size:
+            wanted = f"max_batch_size {size}"
+        else:
+            return
+        limited = self.capacity == self._max_capacity
+        log.warning(
+            "one producer gets %d slots for %s, fewer than %s; %s",
+            self.capacity,
+            self.address,
+            wanted,
+            "this transport has no more, linux has" if limited else "slots= says how many",
+        )
 
-    def launch(self) -> int:
-        """Seal a batch and start it; return its size, 0 if all its calls were cancelled just now.
+    def launch(self, at_ns: int) -> int:
+        """Seal a batch and start it; return its size, 0 if all its calls were cancelled just now,
+        or had expired by *at_ns*.
 
         A synchronous function on the CPU has run when this returns.
         """
         run = self.idle.pop()
         batcher = self.batcher
-        size = self.inbox.take(run.batch, batcher.max_batch_size)
+        size = self.inbox.take(run.batch, batcher.max_batch_size, at_ns)
+        if batcher.lockstep and batcher.reason is _DEADLINE:
+            # Whoever was waited for in vain is not waited for again until it calls.
+            self.inbox.forget_absent()
         if not size:
             self.idle.append(run)
             return 0
@@ -101,6 +134,9 @@ class ServedFunction:
         self.flights.append(run)
         try:
             inputs = self._staging.gather(run.batch)
+            if not run.batch.count:  # none of the rows could be read
+                run.done = True
+                return size
             if self._runner is None:
                 run.value = self._function(*inputs)
                 run.done = True
@@ -116,24 +152,50 @@ class ServedFunction:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
         batch = run.batch
-        count = batch.count
-        if self._to_host is not None:
+        count, rejected = batch.count, batch.rejected
+        if self._to_host is not None and count:
             self._fetch(run, self._to_host)
-        if run.error is None:
+        if not count:
+            pass  # all rows were rejected, and have their errors
+        elif run.error is None:
             try:
-                failed = self._delivery.returned(batch, run.value)
+                self._delivery.returned(batch, run.value)
             except BaseException as error:  # an object of the user's did, when looked at
-                failed = self._delivery.raised(batch, error)
+                self._delivery.raised(batch, error)
         else:
-            failed = self._delivery.raised(batch, run.error)
+            self._delivery.raised(batch, run.error)
         wakes = batch.complete()
         # The callers have their results; now what can wait.
-        self.statistics.count(count, failed, run.reason)
+        self.statistics.count(count, rejected, run.reason)
+        if self.failures.noted:
+            self.failures.settle()
         run.value = run.error = run.event = None
         run.done = False
         self.expects_calls = True
         self.idle.append(run)
         return wakes
+
+    def counts(self, producers: int) -> FunctionCounts:
+        """Return what was counted, for whoever asks; for any thread.
+
+        Args:
+            producers: attached now.
+        """
+        return {
+            "max_batch_size": self.batcher.max_batch_size,
+            "wait_ns": self.batcher.wait_ns,
+            "slots": self.capacity,
+            "segment_nbytes": self.layout.nbytes,
+            "producers": producers,
+            "waiting": self.inbox.pending(),
+            "in_flight": self.inbox.running,
+            "expired": self.inbox.expired,
+            "cancelled": self.inbox.cancelled,
+            "rejected": self.statistics.rejected,
+            "failed": self.failures.by_kind(),
+            "batch_sizes": self.statistics.batch_sizes(),
+            "latencies": self.statistics.latencies(),
+        }
 
     def close(self) -> None:
         """End what the runner still awaits. Idempotent."""

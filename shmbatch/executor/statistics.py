@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..protocol._core import DELIVERING, RUNNING, STAGING, WAITING, Phases
+from ..protocol.snapshot import Latencies
 from .batcher import SealReason
+
+_PHASES = {
+    "waiting": WAITING,
+    "staging": STAGING,
+    "running": RUNNING,
+    "delivering": DELIVERING,
+}
 
 
 class Statistics:
     """Counters of one function since the executor started."""
 
-    __slots__ = ("_batch_sizes", "_calls_done", "_calls_failed", "_sealed")
+    __slots__ = ("_sizes", "phases", "rejected")
 
-    def __init__(self, max_batch_size: int) -> None:
-        self._calls_done = 0
-        self._calls_failed = 0
-        self._batch_sizes = [0] * (max_batch_size + 1)
-        self._sealed = dict.fromkeys(SealReason, 0)
+    def __init__(self) -> None:
+        self._sizes: dict[SealReason, dict[int, int]] = {reason: {} for reason in SealReason}
+        self.rejected = 0  # calls taken out of their batch before it ran
+        self.phases = Phases()  # how long calls took; the core adds to it
 
-    def count(self, calls: int, failed: int, reason: SealReason) -> None:
-        """Count a completed batch: its calls, the errors among them, and why it was sealed."""
-        self._calls_done += calls
-        self._calls_failed += failed
-        self._batch_sizes[calls] += 1
-        self._sealed[reason] += 1
+    def count(self, calls: int, rejected: int, reason: SealReason) -> None:
+        """Count a completed batch: its calls that ran, those that did not, why it was sealed."""
+        if rejected:
+            self.rejected += rejected
+            if not calls:
+                return  # nothing ran
+        sizes = self._sizes[reason]
+        sizes[calls] = sizes.get(calls, 0) + 1
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the counters as data that MessagePack has."""
-        return {
-            "calls_done": self._calls_done,
-            "calls_failed": self._calls_failed,
-            "batch_sizes": {str(size): n for size, n in enumerate(self._batch_sizes) if n},
-            "sealed": {reason.value: n for reason, n in self._sealed.items()},
-        }
+    def batch_sizes(self) -> dict[str, dict[int, int]]:
+        """Return how many batches there were of each size, by the reason they were sealed for."""
+        # Copied in one step, since the loop may be adding a size that it had not seen before.
+        return {reason.value: sizes.copy() for reason, sizes in self._sizes.items()}
+
+    def latencies(self) -> dict[str, Latencies]:
+        """Return the histograms of all phases."""
+        latencies: dict[str, Latencies] = {}
+        for name, phase in _PHASES.items():
+            sum_ns, max_ns, counts = self.phases.read(phase)
+            latencies[name] = {"sum_ns": sum_ns, "max_ns": max_ns, "counts": counts}
+        return latencies

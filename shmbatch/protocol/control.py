@@ -28,6 +28,9 @@ MESSAGE_LIMIT = 128 * 1024  # bytes; well inside the default socket buffer of 20
 SO_PEERPIDFD = 77  # Linux 6.5; the socket module does not name it
 _FD_NBYTES = struct.calcsize("i")
 
+# The message of kind "goodbye", for when the interpreter is about to end: it needs no import.
+GOODBYE = b"\x81\xa4kind\xa7goodbye"
+
 
 class Credentials(NamedTuple):
     """Who was at the other end when the connection was made, says the kernel."""
@@ -149,6 +152,13 @@ def is_gone(sock: socket.socket, pidfd: int | None, timeout: float | None = 0.0)
     if pidfd is not None:
         poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+
+def is_dead(pidfd: int) -> bool:
+    """Say whether the process of *pidfd* is dead; one system call."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def wait_for_message(sock: socket.socket, pidfd: int) -> None:

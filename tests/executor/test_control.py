@@ -7,6 +7,7 @@ still served, and the fixture of all tests whether a descriptor is left.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import queue
 import re
@@ -30,8 +31,9 @@ from shmbatch.executor.loop import Loop
 from shmbatch.executor.poller import Poller
 from shmbatch.executor.served import ServedFunction
 from shmbatch.executor.staging import Cpu
-from shmbatch.protocol import PROTOCOL_VERSION, control, layout, names
-from shmbatch.protocol._core import PARKED, Bell
+from shmbatch.protocol import PROTOCOL_VERSION, control, layout, snapshot
+from shmbatch.protocol._core import EXPELLED, PARKED, Bell
+from shmbatch.protocol.directory import socket_path
 from shmbatch.protocol.transport import executor_transport, producer_transport
 from tests import processes, rings
 from tests.processes import PATIENCE_S
@@ -54,7 +56,7 @@ class Executor:
     """An executor that serves `add`, on threads of this process."""
 
     def __init__(self, transport: str, supervisor_fd: int | None) -> None:
-        self.path = names.socket_path(NAME)
+        self.path = socket_path(NAME)
         self.stops: queue.Queue[bool] = queue.Queue()
         self.transport = executor_transport(transport)
         self.poller = Poller(self.transport, "park")
@@ -106,7 +108,7 @@ class Executor:
         """A producer that behaves gets its results, and whoever asks gets an answer."""
         add = shmbatch.connect(f"{NAME}.add", timeout=0)
         assert [add.remote(x, 1) for x in range(5)] == [1, 2, 3, 4, 5]
-        assert shmbatch.statistics(NAME)["add"]["producers"] >= 1
+        assert shmbatch.statistics(NAME)["functions"]["add"]["producers"] >= 1
 
     def close(self) -> None:
         processes.hang_up()
@@ -124,8 +126,8 @@ class Executor:
 
 
 @contextmanager
-def serving(transport: str = "linux", supervisor_fd: int | None = None) -> Iterator[Executor]:
-    executor = Executor(transport, supervisor_fd)
+def serving(supervisor_fd: int | None = None) -> Iterator[Executor]:
+    executor = Executor(os.environ["SHMBATCH_TRANSPORT"], supervisor_fd)
     try:
         yield executor
     finally:
@@ -153,7 +155,7 @@ class Raw:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(PATIENCE_S)
         try:
-            self.sock.connect(str(names.socket_path(NAME)))
+            self.sock.connect(str(socket_path(NAME)))
         except BaseException:
             self.sock.close()
             raise
@@ -171,6 +173,16 @@ class Raw:
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         self.send(message)
         return self.hear()[0]
+
+    def producers(self) -> int:
+        """Ask how many producers are attached."""
+        self.send({"kind": "statistics"})
+        reply, fds = self.hear(1)
+        assert reply == {"kind": "statistics"}
+        try:
+            return snapshot.load(fds[0])["functions"]["add"]["producers"]
+        finally:
+            shut(fds)
 
     def attach(self) -> tuple[dict[str, Any], list[int]]:
         """Attach as far as the welcome, and return that with its descriptors."""
@@ -205,6 +217,18 @@ def shut(fds: list[int]) -> None:
         os.close(fd)
 
 
+def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What the executor has logged that is as important as *level*."""
+    return [each.getMessage() for each in caplog.records if each.levelno >= level]
+
+
+def scribble(memory: Any, bell_memory: Any, wake: Callable[[], None]) -> None:
+    """Overwrite a word that the executor looks at, and have it look."""
+    struct.pack_into("=I", memory, layout.TAIL, SLOTS + 1)
+    if Bell(bell_memory).ring() & PARKED:
+        wake()
+
+
 def settled(executor: Executor) -> int:
     """Return how many descriptors this process has once only one producer, attached, is left."""
     processes.wait_until(lambda: len(executor.control._watched) == 2, "the others are forgotten")
@@ -225,7 +249,7 @@ def test_a_producer_of_another_user_is_refused(
         patch.setattr(executor_control.control, "peer_credentials", lambda sock: somebody)
         with Raw() as stranger:
             stranger.is_hung_up_on()
-    assert f"refused a producer of uid {os.geteuid() + 1}" in caplog.text
+    assert f"refused a producer of uid {os.geteuid() + 1}, process {os.getpid()}" in caplog.text
     executor.serves()
 
 
@@ -307,7 +331,7 @@ def test_a_message_that_makes_no_sense_is_refused_with_the_reason(
         assert re.search(reason, reply["message"]), reply["message"]
         assert len(reply["message"]) < 5000
         raw.is_hung_up_on()
-    assert "Traceback" not in caplog.text
+    assert said(caplog, logging.WARNING) == [f"refused process {os.getpid()}: {reply['message']}"]
     executor.serves()
 
 
@@ -320,10 +344,7 @@ def test_nonsense_after_attaching_ends_the_connection_too(
         _, fds = raw.attach()
         raw.send({"kind": "attached"})
         raw.send({"kind": "attached"})  # harmless
-        processes.wait_until(
-            lambda: raw.ask({"kind": "statistics"})["functions"]["add"]["producers"] == 2,
-            "the loop has attached it",
-        )
+        processes.wait_until(lambda: raw.producers() == 2, "the loop has attached it")
         raw.send_bytes(again if isinstance(again, bytes) else msgspec.msgpack.encode(again))
         assert raw.hear()[0]["kind"] == "refused"
         raw.is_hung_up_on()
@@ -382,7 +403,9 @@ def test_a_producer_that_does_not_read_is_disconnected_and_others_are_served(
             if asked % 5 == 0:
                 executor.serves()
         assert asked > 1
-        assert deaf.hear()[0]["kind"] == "statistics"  # what was said before is there
+        reply, fds = deaf.hear(1)
+        assert reply["kind"] == "statistics"  # what was said before is there
+        shut(fds)
     executor.serves()
 
 
@@ -433,10 +456,9 @@ def test_descriptors_that_a_producer_sends_are_closed(
     executor.serves()
 
 
-@pytest.mark.parametrize("transport", ["linux", "posix"])
 @pytest.mark.parametrize("stage", ["connected", "asked", "welcomed", "attached"])
 def test_a_producer_may_hang_up_at_any_moment_of_the_handshake(transport: str, stage: str) -> None:
-    with serving(transport) as executor:
+    with serving() as executor:
         executor.serves()
         shared = processes.shared_memory()
         before = settled(executor)
@@ -455,11 +477,10 @@ def test_a_producer_may_hang_up_at_any_moment_of_the_handshake(transport: str, s
         processes.wait_until(lambda: processes.shared_memory() <= shared, "names are removed")
 
 
-@pytest.mark.parametrize("transport", ["linux", "posix"])
 def test_a_producer_that_is_gone_before_its_welcome_leaves_nothing(
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(transport) as executor:
+    with serving() as executor:
         executor.serves()
         before = settled(executor)
         create = executor.transport.create
@@ -494,7 +515,297 @@ def test_a_fault_of_the_control_thread_ends_one_connection_only(
     executor.serves()
 
 
+def test_a_fault_in_what_the_loop_requests_ends_nothing(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Control, connection: Connection, why: str) -> None:
+        raise RuntimeError("a bug")
+
+    executor.serves()
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "_expel", broken)
+        executor.control.disconnect(None)
+        processes.wait_until(lambda: "RuntimeError: a bug" in caplog.text, "it is logged")
+    executor.serves()
+
+
+def test_a_fault_of_whoever_is_told_to_stop_ends_nothing(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(now: bool) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch, Raw() as raw:
+        patch.setattr(executor.control, "_on_stop", broken)
+        assert raw.ask({"kind": "stop"})["kind"] == "stopping"
+        raw.is_hung_up_on()
+    assert "RuntimeError: a bug" in caplog.text
+    executor.serves()
+
+
+# ---- who says nothing ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["connected", "asked", "welcomed"])
+def test_who_says_nothing_for_too_long_is_hung_up_on_with_the_reason(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    executor.serves()
+    monkeypatch.setattr(executor_control, "SILENCE_NS", 20_000_000)
+    fds: list[int] = []
+    with Raw() as raw:
+        if stage == "asked":
+            raw.producers()
+        elif stage == "welcomed":
+            _, fds = raw.attach()
+        reply, _ = raw.hear()
+        assert (reply["kind"], reply["error"]) == ("refused", "HandshakeError")
+        assert reply["message"] == "said nothing for 0.02 seconds"
+        raw.is_hung_up_on()
+    shut(fds)
+    processes.wait_until(lambda: executor.function.inbox.count == 1, "it is detached")
+    executor.serves()
+
+
+def test_who_has_attached_may_be_silent_for_ever(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor.serves()
+    monkeypatch.setattr(executor_control, "SILENCE_NS", 1_000_000)
+    for _ in range(3):  # each time somebody is hung up on, who was silent for less long
+        with Raw() as raw:
+            assert raw.hear()[0]["kind"] == "refused"
+    monkeypatch.undo()
+    executor.serves()
+    processes.wait_until(lambda: len(executor.control._watched) == 2, "only the first is left")
+    assert executor.control._patience_s() is None
+
+
+# ---- what is logged of a producer's life -----------------------------------------------------
+
+
+def test_of_a_producers_life_a_line_an_event_is_logged(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    me = os.getpid()
+    with caplog.at_level(logging.INFO, "shmbatch.executor"):
+        executor.serves()
+        processes.hang_up()
+        processes.wait_until(lambda: not executor.control._watched, "it is forgotten")
+        with Raw() as raw:
+            _, fds = raw.attach()
+            shut(fds)
+        processes.wait_until(lambda: not executor.control._watched, "it is forgotten")
+    assert said(caplog, logging.INFO) == [
+        f"producer {me} attached to control.add: {SLOTS} slots, "
+        f"{executor.function.layout.nbytes} bytes of memory",
+        f"producer {me} of control.add left",
+        f"producer {me} attached to control.add: {SLOTS} slots, "
+        f"{executor.function.layout.nbytes} bytes of memory",
+        f"producer {me} of control.add hung up without a goodbye",
+    ]
+
+
+def test_a_producer_that_is_killed_has_died(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = (
+        "import sys, shmbatch; add = shmbatch.connect('control.add'); "
+        "print(add.remote(1, 2), flush=True); sys.stdin.read()"
+    )
+    with caplog.at_level(logging.INFO, "shmbatch.executor"), processes.Program(code) as program:
+        assert program.line() == "3"
+        # A child that holds the socket leaves only the pidfd to tell.
+        (connection,) = set(executor.control._watched.values())
+        with connection.sock.dup():
+            program.kill()
+            processes.wait_until(lambda: not executor.control._watched, "it is forgotten")
+    fates = ("died", "hung up without a goodbye")  # its socket may close before it is dead
+    assert said(caplog, logging.INFO)[1:] in [
+        [f"producer {program.pid} of control.add {fate}"] for fate in fates
+    ]
+
+
+def test_a_producer_that_ends_by_itself_says_goodbye(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = "import shmbatch; print(shmbatch.connect('control.add').remote(1, 2), flush=True)"
+    with caplog.at_level(logging.INFO, "shmbatch.executor"), processes.Program(code) as program:
+        assert program.line() == "3"
+        assert program.wait() == 0
+        processes.wait_until(lambda: not executor.control._watched, "it is forgotten")
+    assert said(caplog, logging.INFO)[1:] == [f"producer {program.pid} of control.add left"]
+
+
+def test_the_goodbye_is_a_message_as_others_are() -> None:
+    assert msgspec.msgpack.encode({"kind": "goodbye"}) == control.GOODBYE
+
+
+def test_a_producer_logs_its_connection_and_its_end(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "shmbatch.client"):
+        add = shmbatch.connect(f"{NAME}.add", timeout=0)
+        connection = add.connect()
+        scribble(
+            connection._transport.memory,
+            connection._transport.bell_memory,
+            connection._transport.wake_executor,
+        )
+        processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+        with pytest.raises(shmbatch.errors.ProtocolError):
+            add.remote(1, 2)
+    messages = [each.getMessage() for each in caplog.records if each.name == "shmbatch.client"]
+    assert messages == [
+        f"connected to 'control.add' (process {os.getpid()}): {SLOTS} slots, "
+        f"{executor.function.layout.nbytes} bytes of memory",
+        f"the executor of 'control.add' (process {os.getpid()}) is gone",
+    ]
+
+
+# ---- what is asked ---------------------------------------------------------------------------
+
+
+def test_statistics_tell_who_serves_and_what_was_called(
+    executor: Executor, transport: str
+) -> None:
+    executor.serves()
+    told = shmbatch.statistics(NAME)
+    assert told["name"] == NAME
+    assert told["pid"] == os.getpid()
+    assert told["version"] == layout.VERSION
+    assert (told["transport"], told["device"], told["state"]) == (transport, "cpu", "serving")
+    assert told["uptime_s"] >= 0
+    add = told["functions"]["add"]
+    assert (add["max_batch_size"], add["wait_ms"]) == (4, 0)
+    assert (add["slots"], add["segment_nbytes"]) == (SLOTS, executor.function.layout.nbytes)
+    assert (add["producers"], add["calls_waiting"], add["calls_in_flight"]) == (1, 0, 0)
+    assert add["failed"] == {}
+    for phase in ("waiting", "staging", "running", "delivering"):
+        latency = add["latency_us"][phase]
+        assert 0 <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99.9"]
+        assert latency["p99.9"] <= latency["max"]
+        assert 0 <= latency["mean"] <= latency["max"]
+
+
+def test_statistics_are_told_while_draining(executor: Executor) -> None:
+    with Raw() as raw:
+        assert raw.producers() == 0
+        executor.call(executor.control.refuse)
+        raw.send({"kind": "statistics"})
+        _, fds = raw.hear(1)
+        assert snapshot.load(fds[0])["state"] == "draining"
+        shut(fds)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC, errno.EMFILE])
+def test_where_statistics_have_no_room_whoever_asks_hears_that(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def store(taken: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "store", store)
+        with pytest.raises(shmbatch.errors.HandshakeError, match=os.strerror(number)):
+            shmbatch.statistics(NAME)
+    executor.serves()
+
+
+def answered(executor: Executor, monkeypatch: pytest.MonkeyPatch, *answer: Any) -> None:
+    """Have the executor answer whatever it is asked with these arguments of `_reply`."""
+
+    def answers(self: Control, connection: Connection) -> None:
+        self._reply(connection, *answer)
+
+    monkeypatch.setattr(Control, "_tell_statistics", answers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "reason"),
+    [
+        ({"kind": "statistics"}, "HandshakeError", "'statistics' and 0 descriptors"),
+        ({"kind": "statistics", "functions": {}}, "HandshakeError", "0 descriptors"),
+        ({"kind": "dance"}, "HandshakeError", "'dance'"),
+        ({"kind": "refused"}, "HandshakeError", "None"),
+        ({"kind": "refused", "error": 5, "message": "no"}, "HandshakeError", "no"),
+        ({"kind": "refused", "error": "UnknownFunction", "message": "f"}, "UnknownFunction", "f"),
+        ({"no": "kind"}, "ProtocolError", "no text 'kind'"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error_of_ours(
+    executor: Executor,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    error: str,
+    reason: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        answered(executor, patch, answer)
+        with pytest.raises(getattr(shmbatch.errors, error), match=reason):
+            shmbatch.statistics(NAME)
+    executor.serves()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_answer_with_other_descriptors_is_an_error_of_ours(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    out, into = os.pipe()
+    with monkeypatch.context() as patch:
+        answered(executor, patch, {"kind": "statistics"}, [into] * count)
+        with pytest.raises(shmbatch.errors.ProtocolError):
+            shmbatch.statistics(NAME)
+    os.close(into)
+    processes.readable(out, "every copy is closed")
+    assert os.read(out, 1) == b""
+    os.close(out)
+    executor.serves()
+
+
 # ---- who violates the protocol ---------------------------------------------------------------
+
+
+def test_who_is_disconnected_is_told_why_and_may_come_again(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    connection = add.connect()
+    never = add.spawn(1, 2)
+    assert never.get() == 3
+    scribble(
+        connection._transport.memory,
+        connection._transport.bell_memory,
+        connection._transport.wake_executor,
+    )
+    processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+    assert connection.ring.status == EXPELLED
+    for was_taken in (True, False):
+        error = connection.gone(was_taken=was_taken)
+        assert isinstance(error, shmbatch.errors.ProtocolError)
+        assert "has disconnected this process, which broke the protocol" in str(error)
+    with pytest.raises(shmbatch.errors.ProtocolError, match="broke the protocol"):
+        add.remote(1, 2)
+    assert add.remote(1, 2) == 3
+    assert said(caplog, logging.ERROR) == [
+        f"producer {os.getpid()} of control.add broke the protocol and is disconnected: "
+        f"its ring holds what no producer writes"
+    ]
+    executor.serves()
+
+
+def test_an_attached_producer_whose_messages_are_nonsense_finds_that_out_too(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    connection = add.connect()
+    control.send(connection.sock, {"kind": "dance"})
+    processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+    with pytest.raises(shmbatch.errors.ProtocolError, match="broke the protocol"):
+        add.remote(1, 2)
+    (line,) = said(caplog, logging.ERROR)
+    assert line.endswith("a message of kind 'dance' makes no sense here")
+    executor.serves()
 
 
 def watched_by_epoll(executor: Executor) -> set[int]:
@@ -503,7 +814,6 @@ def watched_by_epoll(executor: Executor) -> set[int]:
     return {int(fd) for fd in re.findall(r"^tfd:\s*(\d+)", info, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("transport", ["linux", "posix"])
 @pytest.mark.parametrize("how", ["violates", "leaves"])
 def test_descriptors_leave_the_epoll_before_they_are_closed(
     transport: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -512,7 +822,7 @@ def test_descriptors_leave_the_epoll_before_they_are_closed(
     closed: queue.Queue[tuple[set[int], set[int]]] = queue.Queue()
     close = Connection.close
 
-    with serving(transport) as executor:
+    with serving() as executor:
         executor.serves()
 
         def closes(self: Connection) -> None:
@@ -527,9 +837,7 @@ def test_descriptors_leave_the_epoll_before_they_are_closed(
             raw.send({"kind": "attached"})
             processes.wait_until(lambda: executor.function.inbox.count == 2, "it is attached")
             if how == "violates":
-                struct.pack_into("=I", producer.memory, layout.TAIL, SLOTS + 1)
-                if Bell(producer.bell_memory).ring() & PARKED:
-                    producer.wake_executor()
+                scribble(producer.memory, producer.bell_memory, producer.wake_executor)
                 raw.is_hung_up_on()
             shut(fds)
         mine, watched = closed.get(timeout=PATIENCE_S)
@@ -577,7 +885,7 @@ def test_once_it_refuses_nobody_gets_in_and_who_is_in_stays(executor: Executor) 
     executor.serves()
     add = shmbatch.connect(f"{NAME}.add", timeout=0)
     with Raw() as early:
-        early.ask({"kind": "statistics"})  # accepted, not attached
+        assert early.producers() == 1  # accepted, not attached
         executor.call(executor.control.refuse)
         early.send(attach())
         early.is_hung_up_on()

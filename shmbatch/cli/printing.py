@@ -1,0 +1,70 @@
+"""How the command line writes durations, amounts of memory, and tables."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterator, Sequence
+
+import click
+
+from ..errors import ConfigError
+
+_STDOUT = 1
+
+
+def say(text: str = "") -> None:
+    """Print a line of a result.
+
+    Raises:
+        ConfigError: standard output takes no more.
+    """
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # nobody reads it any more, which ends a command without a word
+        # What is left in the buffer would be tried, and complained of, once more at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, _STDOUT)
+        os.close(nowhere)
+        raise ConfigError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def printable(text: str) -> str:
+    """Return *text* with what would move the cursor, or cannot be written, escaped."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def duration(seconds: float) -> str:
+    """Say how long in the two largest units: 4s, 3m 4s, 2h 3m, 1d 2h."""
+    whole = int(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {whole % 60}s" if minutes else f"{whole}s"
+
+
+def memory(nbytes: int) -> str:
+    """Say how much in KiB or MiB."""
+    if nbytes < 1 << 20:
+        return f"{nbytes / 1024:.1f} KiB"
+    return f"{nbytes / 1024**2:.1f} MiB"
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
+) -> Iterator[str]:
+    """Yield aligned lines, to the left but for the columns in *right*."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,88 @@
+"""What the executor tells those who come: their function, their welcome, its statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..contract.signature import Signature
+from ..errors import UnknownFunction, VersionMismatch
+from ..protocol.layout import VERSION
+from ..protocol.snapshot import Snapshot
+from .served import ServedFunction
+
+
+def asked_for(
+    message: Mapping[str, Any], app: str, functions: Mapping[str, ServedFunction]
+) -> ServedFunction:
+    """Return the function that an attach message asks for.
+
+    Raises:
+        HandshakeError: version, name or signature do not fit.
+        ProtocolError: the signature is malformed.
+    """
+    version = message.get("version")
+    if version != VERSION:
+        raise VersionMismatch(
+            f"the executor of {app!r} speaks version {VERSION} of the protocol "
+            f"and this producer version {str(version)[:20]}; install one shmbatch in both"
+        )
+    name = message.get("function")
+    function = functions.get(name) if isinstance(name, str) else None
+    if function is None:
+        raise UnknownFunction(
+            f"the executor of {app!r} has no function {str(name)[:80]!r}; "
+            f"it has {', '.join(map(repr, functions))}"
+        )
+    if message.get("signature") is not None:
+        theirs = Signature.from_message(message["signature"])
+        ours = function.definition.signature
+        if theirs != ours:
+            raise ours.mismatch(theirs, function.address)
+    return function
+
+
+def welcome(function: ServedFunction, offer: dict[str, Any]) -> dict[str, Any]:
+    """Return the message that a producer of *function* is let in with.
+
+    Args:
+        offer: what the transport says of the segment.
+    """
+    return {
+        "kind": "welcome",
+        "pid": os.getpid(),
+        "signature": function.definition.signature.to_message(),
+        "max_batch_size": function.batcher.max_batch_size,
+        "capacity": function.capacity,
+        "offer": offer,
+    }
+
+
+def statistics(
+    app: str,
+    functions: Mapping[str, ServedFunction],
+    attached: Mapping[ServedFunction, int],
+    transport: str,
+    state: str,
+    uptime_ns: int,
+) -> Snapshot:
+    """Return what has been counted until now.
+
+    Args:
+        attached: how many producers each function has; one that it lacks has none.
+        state: SERVING or DRAINING, as in the lock file.
+    """
+    return {
+        "version": VERSION,
+        "name": app,
+        "pid": os.getpid(),
+        "transport": transport,
+        "device": next((each.device for each in functions.values()), "cpu"),
+        "state": state,
+        "uptime_ns": uptime_ns,
+        "functions": {
+            name: function.counts(attached.get(function, 0))
+            for name, function in functions.items()
+        },
+    }
