@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from functools import reduce
 from typing import Any
 
-from ..errors import CallCancelled, CallTimeout, ConfigError, ShmbatchError
-from ..protocol._core import CANCELLED, FAILED, PENDING
+from ..errors import CallCancelled, CallTimeout, ConfigError, DeadlineExceeded, ShmbatchError
+from ..protocol._core import CANCELLED, PENDING
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
 from .connection import Connection, Failure
-from .verbs import verb
+from .limits import UNLIMITED, Limits, earlier
+from .verbs import static_verb, verb
 
 _WAITING, _VALUE, _ERROR = 0, 1, 2
 
@@ -23,24 +25,26 @@ class FunctionCall:
     result is dropped.
     """
 
-    __slots__ = ("_connection", "_deadline_ns", "_outcome", "_state", "_ticket")
+    __slots__ = ("_connection", "_limits", "_outcome", "_state", "_ticket")
 
-    def __init__(self, connection: Connection, ticket: int, deadline_ns: int | None) -> None:
+    def __init__(self, connection: Connection, ticket: int, limits: Limits) -> None:
         self._connection = connection
         self._ticket = ticket
-        self._deadline_ns = deadline_ns
+        self._limits = limits
         self._outcome: Any = None  # always set before `_state`
-        self._state = _WAITING
+        self._state = _WAITING  # last: only then is there something to give up
 
     @classmethod
     def _refused(cls, connection: Connection, error: Exception) -> FunctionCall:
         """Return a call that was never made, because of *error*; it is done."""
-        call = cls(connection, -1, None)
+        call = cls(connection, -1, UNLIMITED)
         call._settle_as(_ERROR, error)
         return call
 
     def _settle(self, spin_ns: int = 0) -> bool:
         """Take the outcome if it is there; True once it is. Does not block; frees the slot.
+
+        A call whose time is over gets its outcome here.
 
         The core hands an outcome to one thread only; another one that asks for it meanwhile
         finds it here or in the connection's stash a moment later.
@@ -49,42 +53,46 @@ class FunctionCall:
             return True
         connection = self._connection
         try:
-            outcome = connection.ring.poll(self._ticket, spin_ns)
-            if outcome is FAILED:
-                outcome = Failure(connection.error(self._ticket))
+            outcome = connection.outcome(self._ticket, spin_ns)
         except ValueError:
-            outcome = connection.stash.pop(self._ticket, PENDING)
-        except RuntimeError:
-            raise ConfigError("this call belongs to the parent process; get it there") from None
-        except BaseException as error:  # it came in between: the outcome is lost
-            lost = error if isinstance(error, Exception) else CallCancelled("interrupted")
+            outcome = connection.unstash(self._ticket)
+        except BaseException as error:
+            if connection.ring.forked:
+                message = "this call belongs to the parent process; get it there"
+                raise ConfigError(message) from None
+            if connection.is_live(self._ticket):
+                raise  # a signal's, before the outcome was taken: the call goes on
+            # It came in between: the outcome is lost.
+            lost = error if isinstance(error, Exception) else self._cancelled("interrupted")
             self._settle_as(_ERROR, lost)
             raise
         if outcome is PENDING:
-            return self._state != _WAITING
+            return self._state != _WAITING or (self._limits is not UNLIMITED and self._lapse())
         if type(outcome) is Failure:
-            self._settle_as(_ERROR, outcome.error)
+            expired = outcome.error is None
+            self._settle_as(
+                _ERROR, connection.exceeded(self._limits) if expired else outcome.error
+            )
         else:
             self._settle_as(_VALUE, outcome)
         return True
 
     def done(self) -> bool:
-        """Say whether `get` would return, or raise, at once."""
-        return self._settle()
+        """Say whether `get` would return, or raise, at once.
 
-    async def _get_aio(self, timeout: float | None = None) -> Any:
-        import asyncio
-
-        until_ns = self._earlier(deadline_after(timeout))
-        while not self._settle():
+        Looks at the executor's life no more than once in 25 ms; else it costs no system call.
+        """
+        if not self._settle() and self._connection.should_look():
             try:
-                await self._connection.listening().any_outcome([self._ticket], until_ns)
+                self._connection.check_alive(self._ticket)
             except ValueError:
-                await asyncio.sleep(0)  # another thread got the outcome and is about to say so
-            except CallTimeout:
-                self._expire()
+                pass  # another thread got the outcome just now
             except ShmbatchError as error:
                 self._fail(error)
+        return self._state != _WAITING
+
+    async def _get_aio(self, timeout: float | None = None) -> Any:
+        await self._wait_aio(deadline_after(timeout), timeout)
         return self._result()
 
     @verb(_get_aio)
@@ -93,53 +101,102 @@ class FunctionCall:
 
         Raises:
             CallTimeout: *timeout* seconds passed; the call goes on, `get` may be called again.
+                Or its handle's timeout did, and the call is over.
+            DeadlineExceeded: its handle's deadline passed before it was launched; it never runs.
             CallCancelled: it was cancelled.
             ExecutorGone: the executor died before there was a result.
         """
         if not self._settle(self._connection.spinning.spin_ns):
-            until_ns = self._earlier(None if timeout is None else deadline_after(timeout))
-            while not self._settle():
-                try:
-                    self._connection.park(self._ticket, until_ns)
-                except ValueError:
-                    time.sleep(0)  # another thread got the outcome and is about to say so
-                except CallTimeout:
-                    self._expire()
-                except ShmbatchError as error:
-                    self._fail(error)
+            self._wait(deadline_after(timeout), timeout)
         if self._state == _ERROR:
             raise self._outcome
         return self._outcome
 
-    def _wait_any(self, calls: Collection[FunctionCall]) -> bool:
-        """Wait until one of *calls*, all of this call's connection, is done.
+    @staticmethod
+    async def _gather_aio(
+        *calls: FunctionCall, timeout: float | None = None, return_exceptions: bool = False
+    ) -> list[Any]:
+        until_ns = _gathering(calls, timeout)
+        results = []
+        for call in calls:
+            await call._wait_aio(until_ns, timeout)
+            results.append(call._result(return_exceptions))
+        return results
 
-        Returns False where the oldest one's own timeout passed first.
+    @static_verb(_gather_aio)
+    def gather(
+        *calls: FunctionCall, timeout: float | None = None, return_exceptions: bool = False
+    ) -> list[Any]:
+        """Return the results of *calls*, of one function or of several, in their order.
+
+        Args:
+            timeout: seconds for all of them together.
+            return_exceptions: have exceptions stand in their places; else the first one, in
+                the order of *calls*, is raised, and the other calls go on.
+
+        Raises:
+            CallTimeout: *timeout* seconds passed; the calls go on, all may be gathered again.
+            ConfigError: an argument is not a call.
+            Exception: what a call failed with, as `get` raises it, unless *return_exceptions*.
         """
+        until_ns = _gathering(calls, timeout)
+        results = []
+        for call in calls:
+            call._wait(until_ns, timeout)
+            results.append(call._result(return_exceptions))
+        return results
+
+    def _wait(self, until_ns: int | None = None, timeout: float | None = None) -> None:
+        """Return when the call is done, or raise `CallTimeout` at *until_ns*.
+
+        Args:
+            timeout: how many seconds that is after the caller came, for the message.
+        """
+        while not self._settle():
+            if until_ns is not None and until_ns <= now_ns():
+                raise self._late(timeout)
+            try:
+                self._connection.sleep(self._ticket, earlier(until_ns, self._limits.next_ns))
+            except ValueError:
+                time.sleep(0)  # another thread got the outcome and is about to say so
+            except ShmbatchError as error:
+                self._fail(error)
+
+    async def _wait_aio(self, until_ns: int | None = None, timeout: float | None = None) -> None:
+        """As `_wait`, for an event loop."""
+        import asyncio
+
+        while not self._settle():
+            if until_ns is not None and until_ns <= now_ns():
+                raise self._late(timeout)
+            at_ns = earlier(until_ns, self._limits.next_ns)
+            try:
+                await self._connection.listening().any_outcome([self._ticket], at_ns)
+            except ValueError:
+                await asyncio.sleep(0)  # as above
+            except ShmbatchError as error:
+                self._fail(error)
+
+    def _wait_any(self, calls: Collection[FunctionCall]) -> None:
+        """Return when one of *calls*, all of this call's connection, may be done."""
         try:
-            self._connection.wait_any(calls, self._ticket, self._deadline_ns)
+            self._connection.wait_any(calls, self._ticket, _next_ns(calls))
         except ValueError:
             pass  # another thread got the outcome just now
-        except CallTimeout:
-            return False
         except ShmbatchError as error:
             self._fail(error)
-        return True
 
-    async def _wait_any_aio(self, calls: Collection[FunctionCall]) -> bool:
+    async def _wait_any_aio(self, calls: Collection[FunctionCall]) -> None:
         """As `_wait_any`, for an event loop."""
         tickets = [call._ticket for call in calls if not call.done()]
         if len(tickets) < len(calls):
-            return True
+            return
         try:
-            await self._connection.listening().any_outcome(tickets, self._deadline_ns)
+            await self._connection.listening().any_outcome(tickets, _next_ns(calls))
         except ValueError:
             pass  # another thread got one of the outcomes just now
-        except CallTimeout:
-            return False
         except ShmbatchError as error:
             self._fail(error)
-        return True
 
     def cancel(self) -> bool:
         """Cancel the call; say whether it is now certain never to run.
@@ -149,26 +206,37 @@ class FunctionCall:
         """
         if self._settle():
             return False
-        return self._withdraw(CallCancelled("the call was cancelled"))
+        return self._withdraw(self._cancelled("cancelled"))
 
-    def _result(self) -> Any:
+    def _late(self, timeout: float | None) -> CallTimeout:
+        return CallTimeout(
+            f"'{self._connection.address}' gave no result within {timeout:g} seconds; the call "
+            f"goes on, get it again or give it more time with timeout="
+        )
+
+    def _cancelled(self, how: str) -> CallCancelled:
+        return CallCancelled(f"the call of '{self._connection.address}' was {how}")
+
+    def _result(self, return_exceptions: bool = False) -> Any:
         """Return or raise the outcome of a settled call."""
-        if self._state == _ERROR:
+        if self._state == _ERROR and not return_exceptions:
             raise self._outcome
         return self._outcome
 
-    def _earlier(self, until_ns: int | None) -> int | None:
-        if self._deadline_ns is None or until_ns is None:
-            return until_ns if self._deadline_ns is None else self._deadline_ns
-        return min(self._deadline_ns, until_ns)
-
-    def _expire(self) -> None:
-        """After a timeout: abandon the call if its own timeout passed, then raise."""
-        late = self._connection.late()
-        if self._deadline_ns is not None and now_ns() >= self._deadline_ns:
-            self._withdraw(late)
-        if self._state == _WAITING:
-            raise late
+    def _lapse(self) -> bool:
+        """End the call if its own timeout or deadline has passed; True if it is done."""
+        next_ns = self._limits.next_ns
+        if next_ns is None or now_ns() < next_ns:
+            return False
+        try:
+            self._limits = self._connection.lapse(self._ticket, self._limits)
+        except DeadlineExceeded as error:
+            self._settle_as(_ERROR, error)
+        except CallTimeout as error:
+            self._withdraw(error)
+        except ValueError:
+            pass  # another thread got the outcome just now
+        return self._state != _WAITING
 
     def _fail(self, error: ShmbatchError) -> None:
         """There will be no outcome, unless it came just before the executor died."""
@@ -178,7 +246,7 @@ class FunctionCall:
     def _withdraw(self, error: ShmbatchError) -> bool:
         """Give the call up for *error*, unless it has an outcome; True if it never runs."""
         try:
-            state = self._connection.ring.withdraw(self._ticket)
+            state = self._connection.withdraw(self._ticket)
         except ValueError:
             return False  # another thread got the outcome just now
         self._settle_as(_ERROR, error)
@@ -187,13 +255,12 @@ class FunctionCall:
     def _settle_as(self, state: int, outcome: Any) -> None:
         self._outcome = outcome
         self._state = state
-        if self._connection.listener is not None:
-            self._connection.listener.tell(self._ticket)
+        self._connection.tell(self._ticket)
 
     def __del__(self) -> None:
-        if self._state == _WAITING:
+        if getattr(self, "_state", _VALUE) == _WAITING:  # it was made to its end
             try:
-                self._connection.ring.withdraw(self._ticket)
+                self._connection.withdraw(self._ticket)
             except ValueError:
                 self._connection.stash.pop(self._ticket, None)
             except RuntimeError:
@@ -202,3 +269,18 @@ class FunctionCall:
     def __repr__(self) -> str:
         state = ("waiting", "done", "failed")[self._state]
         return f"<FunctionCall '{self._connection.address}' {state}>"
+
+
+def _next_ns(calls: Collection[FunctionCall]) -> int | None:
+    """When the next of *calls* may be done without having an outcome."""
+    return reduce(earlier, (call._limits.next_ns for call in calls), None)
+
+
+def _gathering(calls: tuple[FunctionCall, ...], timeout: float | None) -> int | None:
+    for call in calls:
+        if not isinstance(call, FunctionCall):
+            raise ConfigError(
+                f"gather got a {type(call).__name__}; give it calls as spawn returns them, "
+                f"each as an argument of its own: gather(*calls)"
+            )
+    return deadline_after(timeout)

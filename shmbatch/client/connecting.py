@@ -29,8 +29,13 @@ def connect(
         HandshakeError: the executor has another version, or no such function.
         ConfigError: an argument is wrong.
     """
-    if arrays not in ARRAYS:
-        raise ConfigError(f"arrays is {arrays!r}; it must be one of {', '.join(ARRAYS)}")
-    function = Function(Address.parse(address), arrays=arrays, wait=wait_mode(wait))
+    function = handle(address, arrays=arrays, wait=wait)
     function.connect(timeout)
     return function
+
+
+def handle(address: str, *, arrays: str, wait: str | None) -> Function:
+    """Return a handle that is not connected; arguments and errors as of `connect`."""
+    if arrays not in ARRAYS:
+        raise ConfigError(f"arrays is {arrays!r}; it must be one of {', '.join(ARRAYS)}")
+    return Function(Address.parse(address), arrays=arrays, wait=wait_mode(wait))

@@ -16,10 +16,13 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ..contract.exceptions import unpack_exception
+from ..contract.packing import Arguments
 from ..contract.signature import Signature
 from ..contract.wire import ring_arguments, segment_layout
 from ..errors import (
+    CallCancelled,
     CallTimeout,
+    DeadlineExceeded,
     ExecutorClosed,
     ExecutorGone,
     ProtocolError,
@@ -27,7 +30,10 @@ from ..errors import (
 )
 from ..protocol import control, names
 from ..protocol._core import (
+    CANCELLED,
     CLOSED,
+    DONE,
+    EXPELLED,
     FAILED,
     OPEN,
     PARKED,
@@ -46,7 +52,10 @@ from ..protocol._core import (
 from ..protocol.clock import now_ns
 from ..protocol.spinning import Spinning
 from ..protocol.transport import ProducerTransport, producer_transport
+from .limits import Limits
+from .logs import DEBUG, INFO, say
 from .results import finisher
+from .slots import Slots, WaitingThread
 
 if TYPE_CHECKING:
     from .call import FunctionCall
@@ -64,11 +73,25 @@ _SPIN_NS = 20_000  # of `auto`
 
 
 class Failure:
-    """An error in the stash; values stand there as they are."""
+    """An error in the stash; values stand there as they are.
+
+    It is None of a call that expired: only who made that knows by when it was to be launched.
+    """
 
     __slots__ = ("error",)
 
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+
+class Unfinished(Exception):
+    """A result came and cannot be made into the caller's; never leaves the client.
+
+    It sets such an *error* apart from what the core raises of the ticket itself.
+    """
+
     def __init__(self, error: Exception) -> None:
+        super().__init__(error)
         self.error = error
 
 
@@ -99,7 +122,8 @@ class Connection:
         self.dead = False  # the next use of a handle connects anew
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
-        finish = finisher(self.signature.result, arrays)
+        self._arguments = Arguments(self.signature, str(address))
+        finish = _guarded(finisher(self.signature.result, arrays, str(address)))
         self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
         # From here on there is something to close; nothing below fails but for descriptors.
         self.pidfd = -1
@@ -109,11 +133,25 @@ class Connection:
         shared = ring_arguments(self._transport.memory, self.signature, where)
         wake = _waker(self._transport, self._loop_socket)
         self.ring = ProducerRing(*(*shared, self._transport.bell_memory, wake, finish))
+        self.slots = Slots(self.ring)
         self.spinning = Spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
-        self.stash: dict[int, Any] = {}
+        # Each in a list, which is empty for the moment between leaving its slot and being here.
+        self.stash: dict[int, list[Any]] = {}
+        self._reaping = threading.RLock()
+        self._looked_ns = 0
         self.listener: Listener | None = None  # tells event loops of finished calls
+        self._sleepers: dict[int, int] = {}  # threads in `sleep`, by ticket
+        self._sleepers_mutex = threading.Lock()
         self._listener_mutex = threading.Lock()
+        say(
+            DEBUG,
+            "connected to '%s' (process %d): %d slots, %d bytes of memory",
+            address,
+            self.executor_pid,
+            self.capacity,
+            where.nbytes,
+        )
 
     def listening(self) -> Listener:
         """Return the listener; made on first use, since it needs asyncio."""
@@ -127,40 +165,75 @@ class Connection:
 
     # ---- submitting ----------------------------------------------------------------------
 
-    def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int | None) -> int:
+    def submit(self, values: tuple[Any, ...], flags: int, limits: Limits) -> int:
         """Publish one call and return its ticket.
 
-        Blocks while the ring is full, until *deadline_ns*.
+        Blocks while the ring is full, until the earlier of *limits*.
 
         Raises:
             InputError: a value does not fit its parameter.
-            RingFull, ExecutorClosed, ExecutorGone, Forked.
+            RingFull, DeadlineExceeded, ExecutorClosed, ExecutorGone, Forked.
         """
         while True:
-            ticket = self.ring.submit(values, flags)
+            ticket = self.slots.entrance.submit(values, flags, limits.deadline_ns)
             if ticket >= 0:
                 return ticket
             if ticket == SUBMIT_FULL:
-                self._wait_for_slot(deadline_ns)
-            else:
-                values = self.refusal(ticket, values)
+                return self._submit_in_turn(values, flags, limits)
+            values = self.refusal(ticket, values)
+
+    def _submit_in_turn(self, values: tuple[Any, ...], flags: int, limits: Limits) -> int:
+        waiter = WaitingThread(self._transport, self.ring)
+
+        def found() -> bool:
+            return self.reap() and self.slots.is_next(waiter)
+
+        since_ns = now_ns()
+        self.slots.join(waiter)
+        try:
+            while True:
+                overdue = now_ns() - since_ns >= SLICE_NS and self.slots.is_first(waiter)
+                if found() or (overdue and self.reap()):
+                    ticket = self.ring.submit(values, flags, limits.deadline_ns)
+                    if ticket >= 0:
+                        return ticket
+                    if ticket != SUBMIT_FULL:
+                        values = self.refusal(ticket, values)
+                        continue
+                if overdue:
+                    since_ns = now_ns()
+                timeout_ns = self.slice_ns(limits.next_ns)
+                if timeout_ns <= 0:
+                    raise self.no_slot(limits)
+                self.check_alive()
+                if self.slots.is_first(waiter):
+                    waiter.on_completions = True
+                    self._park_completions(found, timeout_ns)
+                    waiter.on_completions = False
+                elif limits.next_ns is None:
+                    waiter.sleep(-1)
+                else:
+                    waiter.sleep(max(0, limits.next_ns - now_ns()) / 1e9)
+        finally:
+            self.slots.leave(waiter)
 
     def refusal(self, reason: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return coerced values where the core found a misfit; raise what else it refused."""
         if reason == SUBMIT_FORKED:
             raise Forked
         if reason == SUBMIT_CLOSED:
-            self.dead = control.is_gone(self.sock, self.pidfd)
+            expelled = self.ring.status == EXPELLED
+            if expelled or control.is_gone(self.sock, self.pidfd):
+                self.lost()
+            if expelled:
+                raise self.gone(was_taken=False)
             raise ExecutorClosed(
                 f"executor of '{self.address}' (process {self.executor_pid}) takes no more calls; "
                 f"it is stopping"
             )
         assert reason == SUBMIT_MISFIT
         values = self.signature.bind(values, {}, str(self.address))
-        coerced = tuple(
-            column.coerce(value, f"parameter {column.name!r} of {self.address}")
-            for column, value in zip(self.signature.parameters, values, strict=True)
-        )
+        coerced = self._arguments.coerce(values)
         if all(new is old for new, old in zip(coerced, values, strict=True)):
             raise ProtocolError(f"the core refuses coerced values for '{self.address}'")
         return coerced
@@ -168,28 +241,50 @@ class Connection:
     def reap(self) -> bool:
         """Copy outcomes of spawned calls out of their slots; True if a slot is free."""
         if self.ring.free_slots == 0:
-            for ticket in self.ring.finished(True):
-                try:
-                    outcome = self.ring.poll(ticket, 0)
-                    if outcome is FAILED:
-                        outcome = Failure(self.error(ticket))
-                except ValueError:
-                    continue  # another thread got it first
-                if outcome is not PENDING:
-                    self.stash[ticket] = outcome
-                    if self.listener is not None:
-                        self.listener.tell(ticket)
+            with self._reaping:
+                for ticket in self.ring.finished(True):
+                    self._put_away(ticket)
         return self.ring.free_slots > 0
 
-    def _wait_for_slot(self, deadline_ns: int | None) -> None:
-        """Return when a slot may be free."""
-        if self.reap():
-            return
-        timeout_ns = self.slice_ns(deadline_ns)
-        if timeout_ns <= 0:
-            raise self.full()
-        self.check_alive()
-        self._park_completions(self.reap, timeout_ns)
+    def _put_away(self, ticket: int) -> None:
+        """Take an outcome into the stash.
+
+        Its place there is made before it leaves the slot, so whoever drops the call in between
+        finds something to remove, and no outcome is left that nobody will ask for.
+        """
+        place: list[Any] = []
+        if self.stash.setdefault(ticket, place) is not place:
+            return  # a signal handler's call in this thread was here before
+        outcome: Any = PENDING
+        try:
+            outcome = self.outcome(ticket, 0)
+        except ValueError:
+            pass  # another thread got it first
+        except BaseException:
+            if not self.is_live(ticket):
+                outcome = Failure(CallCancelled(f"a call of '{self.address}' was interrupted"))
+            raise
+        finally:
+            if outcome is PENDING:
+                self.stash.pop(ticket, None)
+            else:
+                place.append(outcome)
+                self.tell(ticket)
+
+    def unstash(self, ticket: int) -> Any:
+        """Take an outcome out of the stash; PENDING if it is not there (yet)."""
+        if not self.stash.get(ticket):
+            return PENDING
+        (outcome,) = self.stash.pop(ticket, (PENDING,))
+        return outcome
+
+    def is_live(self, ticket: int) -> bool:
+        """Say whether the ticket's call still has its slot."""
+        try:
+            self.ring.state(ticket)
+        except ValueError:
+            return False
+        return True
 
     def _park_completions(self, found: Callable[[], bool], timeout_ns: int) -> None:
         """Sleep until a batch with calls of this connection is done, unless *found*."""
@@ -203,7 +298,10 @@ class Connection:
         finally:
             self.ring.leave_completions(THREAD)
 
-    def full(self) -> RingFull:
+    def no_slot(self, limits: Limits) -> Exception:
+        """Return what ends the wait for a slot at the earlier of *limits*."""
+        if limits.next_ns == limits.deadline_ns:
+            return self.exceeded(limits)
         return RingFull(
             f"all {self.capacity} slots for '{self.address}' are in use; "
             f"wait longer, or give the function more with slots="
@@ -211,95 +309,203 @@ class Connection:
 
     # ---- waiting -------------------------------------------------------------------------
 
-    def wait(self, ticket: int, outcome: Any, deadline_ns: int | None) -> Any:
+    def wait(self, ticket: int, outcome: Any, limits: Limits) -> Any:
         """Return the call's result; the ticket is over then, and where its error is raised.
 
         Args:
             outcome: what `ring.poll` has just returned, PENDING or FAILED.
 
         Raises:
-            CallTimeout: *deadline_ns* passed; the call is still pending.
+            CallTimeout: its caller gives it up now; the call is still pending.
+            DeadlineExceeded: it was not launched in time and never runs.
             ExecutorGone, ExecutorClosed: there will be no outcome.
         """
         while outcome is PENDING:
-            self.park(ticket, deadline_ns)
-            outcome = self.ring.poll(ticket, 0)
+            if not self.park(ticket, limits.next_ns):
+                limits = self.lapse(ticket, limits)
+            outcome = self.slots.entrance.poll(ticket, 0)
         if outcome is FAILED:
-            raise self.error(ticket)
+            raise self.error(ticket, limits)
         return outcome
 
-    def error(self, ticket: int) -> Exception:
-        """Return what a call failed with that `ring.poll` said FAILED of."""
-        return unpack_exception(self.ring.error(ticket))
+    def outcome(self, ticket: int, spin_ns: int) -> Any:
+        """Take a call's outcome: its result, a `Failure`, or PENDING.
 
-    def park(self, ticket: int, deadline_ns: int | None) -> None:
-        """Sleep until the call is done, a slice at a time, or raise as `wait` does."""
+        Raises:
+            ValueError: the ticket is over. RuntimeError: this process is a fork.
+        """
+        try:
+            outcome = self.slots.entrance.poll(ticket, spin_ns)
+        except Unfinished as failed:
+            return Failure(failed.error)
+        return Failure(self._error(ticket)) if outcome is FAILED else outcome
+
+    def error(self, ticket: int, limits: Limits) -> Exception:
+        """Return what a call failed with that the core said FAILED of; frees its slot."""
+        error = self._error(ticket)
+        return self.exceeded(limits) if error is None else error
+
+    def _error(self, ticket: int) -> Exception | None:
+        """As `error`; None of a call that expired."""
+        record = self.ring.error(ticket)
+        self.slots.tell()
+        return None if record is None else unpack_exception(record)
+
+    def withdraw(self, ticket: int) -> int:
+        """Give a call up; see `ProducerRing.withdraw`."""
+        state = self.ring.withdraw(ticket)
+        if state == DONE:
+            self.slots.tell()
+        return state
+
+    def lapse(self, ticket: int, limits: Limits) -> Limits:
+        """The earlier of a pending call's *limits* has passed: return what remains of them.
+
+        Raises:
+            CallTimeout: nothing remains, its caller gives it up; it is still pending.
+            DeadlineExceeded: it was not launched and never runs; the ticket is over.
+            ValueError: the ticket is over already.
+        """
+        if limits.next_ns == limits.deadline_ns:
+            if self.ring.expire(ticket) == CANCELLED:
+                raise self.exceeded(limits)
+            limits = limits._replace(deadline_ns=0)  # launched in time, or done
+        if limits.until_ns is not None and limits.until_ns <= now_ns():
+            raise CallTimeout(
+                f"'{self.address}' gave no result within {limits.timeout:g} seconds and the call "
+                f"is given up; give it more time with timeout="
+            )
+        return limits
+
+    def park(self, ticket: int, until_ns: int | None) -> bool:
+        """Sleep until the call is done, a slice at a time; False if *until_ns* passed first.
+
+        Raises:
+            ExecutorGone, ExecutorClosed: there will be no outcome.
+            ValueError: the ticket is over.
+        """
         slice_ns = FIRST_SLICE_NS
         while True:
-            timeout_ns = slice_ns if deadline_ns is None else min(slice_ns, deadline_ns - now_ns())
+            timeout_ns = slice_ns if until_ns is None else min(slice_ns, until_ns - now_ns())
             if timeout_ns <= 0:
-                raise self.late()
+                return False
             armed = self.ring.arm(ticket, WAITER)
             if armed < 0:
-                return
+                return True
             self._transport.park_slot(self.ring, ticket, armed, timeout_ns)
             if self.ring.arm(ticket, 0) < 0:
                 self.spinning.parked(won=self.ring.spins_won, active=self.ring.active)
-                return
+                return True
             self.check_alive(ticket)
             slice_ns = SLICE_NS
 
-    def wait_any(
-        self, calls: Collection[FunctionCall], ticket: int, deadline_ns: int | None
-    ) -> None:
-        """Return when one of *calls*, *ticket*'s among them, is done; or raise as `wait` does."""
+    def sleep(self, ticket: int, until_ns: int | None) -> bool:
+        """As `park`, for a call that other threads may wait for: `tell` ends it, too."""
+        with self._sleepers_mutex:
+            self._sleepers[ticket] = self._sleepers.get(ticket, 0) + 1
+        try:
+            return self.park(ticket, until_ns)
+        finally:
+            with self._sleepers_mutex:
+                self._sleepers[ticket] -= 1
+                if not self._sleepers[ticket]:
+                    del self._sleepers[ticket]
+
+    def tell(self, ticket: int) -> None:
+        """Wake who else waits for this call, which this thread has found, or made, to be over.
+
+        The executor wakes nobody for a call that was given up.
+        """
+        if ticket in self._sleepers:
+            self._transport.wake_slot(self.ring, ticket)
+        if self.listener is not None:
+            self.listener.tell(ticket)
+
+    def wait_any(self, calls: Collection[FunctionCall], ticket: int, until_ns: int | None) -> None:
+        """Return when one of *calls*, *ticket*'s among them, is done, or at *until_ns*.
+
+        Raises:
+            ExecutorGone, ExecutorClosed, ValueError: as `park`, of *ticket*'s call.
+        """
 
         def found() -> bool:
             return any(call.done() for call in calls)
 
         while not found():
-            timeout_ns = self.slice_ns(deadline_ns)
+            timeout_ns = self.slice_ns(until_ns)
             if timeout_ns <= 0:
-                raise self.late()
+                return
             self.check_alive(ticket)
             self._park_completions(found, timeout_ns)
 
-    def late(self) -> CallTimeout:
-        return CallTimeout(f"'{self.address}' gave no result in time")
+    def exceeded(self, limits: Limits) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"'{self.address}' did not launch this call within {limits.deadline_ms:g} ms, so it "
+            f"never runs; give it more time with deadline_ms="
+        )
 
-    def slice_ns(self, deadline_ns: int | None) -> int:
+    def slice_ns(self, until_ns: int | None) -> int:
         """How long to sleep before looking at the executor's life again, nanoseconds."""
-        return SLICE_NS if deadline_ns is None else min(SLICE_NS, deadline_ns - now_ns())
+        return SLICE_NS if until_ns is None else min(SLICE_NS, until_ns - now_ns())
 
     # ---- liveness ------------------------------------------------------------------------
+
+    def should_look(self) -> bool:
+        """Say whether a slice has passed since the last look at the executor's life."""
+        at_ns = now_ns()
+        if at_ns - self._looked_ns < SLICE_NS and not self.dead:
+            return False
+        self._looked_ns = at_ns
+        return True
 
     def check_alive(self, ticket: int | None = None) -> None:
         """Raise if the executor is gone, unless the ticket's call is done all the same."""
         if not self.dead and not control.is_gone(self.sock, self.pidfd):
             return
-        self.dead = True
+        self.lost()
         if ticket is None:
             raise self.gone(was_taken=True)
         state = self.ring.state(ticket)
         if state in (READY, TAKEN):
             raise self.gone(was_taken=state != READY)
 
+    def lost(self) -> None:
+        """Note that the executor is gone. Idempotent."""
+        if not self.dead:
+            self.dead = True
+            say(INFO, "the executor of '%s' (process %d) is gone", self.address, self.executor_pid)
+
     def gone(self, *, was_taken: bool) -> Exception:
         who = f"executor of '{self.address}' (process {self.executor_pid})"
+        if self.ring.status == EXPELLED:
+            return ProtocolError(
+                f"{who} has disconnected this process, which broke the protocol or overwrote "
+                f"the shared memory; calls that it had taken may or may not have run"
+            )
         if self.ring.status == CLOSED and not was_taken:
             return ExecutorClosed(f"{who} had stopped before it took this call")
         if self.ring.status != OPEN and not was_taken:
             return ExecutorClosed(f"{who} was stopped before it took this call")
         return ExecutorGone(f"{who} died; calls that it had taken may or may not have run")
 
+    def say_goodbye(self) -> None:
+        """Tell the executor that the end of this connection will be no accident."""
+        try:
+            self.sock.send(control.GOODBYE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # it is gone, or far too busy
+
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
-        self.dead = True
+        lost, self.dead = self.dead, True
         for handle in list(self.handles):
             handle.forget(self)  # or the memory would stay mapped for as long as the handle is
         if self.ring.forked:
             self._close_descriptors()  # copies of the parent's
             return
+        if not lost:
+            say(DEBUG, "hung up on '%s' (process %d)", self.address, self.executor_pid)
+        self.say_goodbye()
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -338,3 +544,17 @@ def _waker(transport: ProducerTransport, loop_socket: socket.socket) -> Callable
                 pass  # full: it has been woken already; or closed: it is going
 
     return wake
+
+
+def _guarded(finish: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """Return *finish*, whatever it raises made an `Unfinished`."""
+    if finish is None:
+        return None
+
+    def guarded(result: Any) -> Any:
+        try:
+            return finish(result)
+        except Exception as error:
+            raise Unfinished(error) from error
+
+    return guarded

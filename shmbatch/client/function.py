@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from types import EllipsisType
 from typing import Any
 
 from ..contract.signature import Signature
 from ..errors import ConfigError
 from ..protocol import names
-from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FORKED, SUBMIT_FULL
+from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FULL
 from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
 from .call import FunctionCall
-from .connection import Connection, Forked
+from .connection import Connection, Forked, Unfinished
+from .handshake import ANSWER_S
+from .limits import UNLIMITED, Limits, check, limits_from_now
 from .pool import connection_to
 from .verbs import verb
 
@@ -36,6 +39,7 @@ class Function:
         local: the plain function on lists, where this process has it.
         signature: what this process believes its signature is; None to be told on connecting.
         timeout: seconds for a slot and a result together; None for ever.
+        deadline_ms: milliseconds until a call must have been launched; None for no deadline.
         arrays: ``"numpy"`` to get tensors as arrays, without importing torch.
         wait: ``"auto"``, ``"spin"`` or ``"park"``; by default what SHMBATCH_WAIT says.
     """
@@ -47,20 +51,25 @@ class Function:
         local: Callable[..., Any] | None = None,
         signature: Signature | None = None,
         timeout: float | None = None,
+        deadline_ms: float | None = None,
         arrays: str = "native",
         wait: str | None = None,
     ) -> None:
-        deadline_after(timeout)  # checks it
+        check(timeout, deadline_ms)
         self.address = address
         self._plain = local
         self._signature = signature
         self._timeout = timeout
+        self._deadline_ms = deadline_ms
+        self._limited = timeout is not None or deadline_ms is not None
         self._arrays = arrays
         self._wait = wait
         self._connection: Connection | None = None
 
-    def connect(self, timeout: float | None = 0) -> Connection:
+    def connect(self, timeout: float | None = 0, *, answer_s: float = ANSWER_S) -> Connection:
         """Return a live connection, waiting up to *timeout* seconds for an executor.
+
+        One that is there is given *answer_s* to answer, if that is longer.
 
         Raises:
             ExecutorNotFound, HandshakeError: as `shmbatch.connect`.
@@ -78,6 +87,7 @@ class Function:
                 deadline_after(timeout),
                 arrays=self._arrays,
                 wait=self._wait,
+                answer_s=answer_s,
             )
             connection.handles.add(self)
         return connection
@@ -96,17 +106,33 @@ class Function:
             )
         return self._plain(*args, **kwargs)
 
-    def with_options(self, *, timeout: float | None = None) -> Function:
-        """Return a handle of the same function with another timeout, in seconds.
+    def with_options(
+        self,
+        *,
+        timeout: float | EllipsisType | None = ...,
+        deadline_ms: float | EllipsisType | None = ...,
+    ) -> Function:
+        """Return a handle of the same function with other options; one not given stays.
 
-        It covers waiting for a slot and for the result; then the call is abandoned, and if it
-        was not launched it never runs.
+        Args:
+            timeout: seconds that a caller waits for a slot and for the result; then it gets
+                `RingFull` or `CallTimeout`, and the call is abandoned: not launched it never
+                runs, launched its result is dropped. None waits for ever.
+            deadline_ms: milliseconds from the call until it must have been launched; else it
+                never runs, and its caller gets `DeadlineExceeded`, then and not later. Nothing
+                happens to a call that was launched in time. None for no deadline.
+
+        Raises:
+            ConfigError: an option is wrong.
         """
         return Function(
             self.address,
             local=self._plain,
             signature=self._signature,
-            timeout=timeout,
+            timeout=self._timeout if isinstance(timeout, EllipsisType) else timeout,
+            deadline_ms=(
+                self._deadline_ms if isinstance(deadline_ms, EllipsisType) else deadline_ms
+            ),
             arrays=self._arrays,
             wait=self._wait,
         )
@@ -114,14 +140,17 @@ class Function:
     # ---- one call ------------------------------------------------------------------------
 
     async def _remote_aio(self, *args: Any, **kwargs: Any) -> Any:
-        deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, ASYNC, deadline_ns)
+        limits = self._limits_from_now()
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC, limits)
         try:
-            while (outcome := connection.ring.poll(ticket, 0)) is PENDING:
-                await connection.listening().any_outcome([ticket], deadline_ns)
+            while (outcome := connection.slots.entrance.poll(ticket, 0)) is PENDING:
+                if not await connection.listening().any_outcome([ticket], limits.next_ns):
+                    limits = connection.lapse(ticket, limits)
             if outcome is FAILED:
-                raise connection.error(ticket)
+                raise connection.error(ticket, limits)
             return outcome
+        except Unfinished as failed:
+            raise failed.error from None
         except BaseException:
             _abandon(connection, ticket)
             raise
@@ -136,6 +165,7 @@ class Function:
             InputError: a value does not fit; nothing was sent.
             RingFull, CallTimeout: the handle's timeout passed before there was a slot, or a
                 result; the call is abandoned.
+            DeadlineExceeded: the handle's deadline passed before it was launched; it never runs.
             ExecutorNotFound, ExecutorClosed, ExecutorGone: there is nobody to run it.
             Exception: what the function raised, with the executor's traceback in its notes.
         """
@@ -144,23 +174,29 @@ class Function:
             connection = self.connect()
         if kwargs:
             args = connection.signature.bind(args, kwargs, str(self.address))
-        deadline_ns = None if self._timeout is None else deadline_after(self._timeout)
-        ticket = connection.ring.submit(args, 0)
+        if self._limited:
+            limits = self._limits_from_now()
+            ticket = connection.slots.entrance.submit(args, 0, limits.deadline_ns)
+        else:
+            limits = UNLIMITED
+            ticket = connection.slots.entrance.submit(args, 0)
         if ticket < 0:
-            connection, ticket = self._submit(args, 0, deadline_ns)
+            connection, ticket = self._submit(args, 0, limits)
         try:
-            outcome = connection.ring.poll(ticket, connection.spinning.spin_ns)
+            outcome = connection.slots.entrance.poll(ticket, connection.spinning.spin_ns)
             if outcome is PENDING or outcome is FAILED:
-                return connection.wait(ticket, outcome, deadline_ns)
+                return connection.wait(ticket, outcome, limits)
             return outcome
+        except Unfinished as failed:
+            raise failed.error from None
         except BaseException:
             _abandon(connection, ticket)
             raise
 
     async def _spawn_aio(self, *args: Any, **kwargs: Any) -> FunctionCall:
-        deadline_ns = deadline_after(self._timeout)
-        connection, ticket = await self._submit_aio(args, kwargs, ASYNC | SPAWNED, deadline_ns)
-        return FunctionCall(connection, ticket, deadline_ns)
+        limits = self._limits_from_now()
+        connection, ticket = await self._submit_aio(args, kwargs, ASYNC | SPAWNED, limits)
+        return FunctionCall(connection, ticket, limits)
 
     @verb(_spawn_aio)
     def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
@@ -174,20 +210,29 @@ class Function:
             connection = self.connect()
         if kwargs:
             args = connection.signature.bind(args, kwargs, str(self.address))
-        deadline_ns = None if self._timeout is None else deadline_after(self._timeout)
-        ticket = connection.ring.submit(args, SPAWNED)
+        if self._limited:
+            limits = self._limits_from_now()
+            ticket = connection.slots.entrance.submit(args, SPAWNED, limits.deadline_ns)
+        else:
+            limits = UNLIMITED
+            ticket = connection.slots.entrance.submit(args, SPAWNED)
         if ticket < 0:
-            connection, ticket = self._submit(args, SPAWNED, deadline_ns)
-        return FunctionCall(connection, ticket, deadline_ns)
+            connection, ticket = self._submit(args, SPAWNED, limits)
+        return FunctionCall(connection, ticket, limits)
+
+    def _limits_from_now(self) -> Limits:
+        if not self._limited:
+            return UNLIMITED
+        return limits_from_now(self._timeout, self._deadline_ms)
 
     def _submit(
-        self, values: tuple[Any, ...], flags: int, deadline_ns: int | None
+        self, values: tuple[Any, ...], flags: int, limits: Limits
     ) -> tuple[Connection, int]:
         """Submit what the core did not take at once."""
         while True:
             connection = self.connect()
             try:
-                return connection, connection.submit(values, flags, deadline_ns)
+                return connection, connection.submit(values, flags, limits)
             except Forked:
                 continue
 
@@ -196,7 +241,7 @@ class Function:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         flags: int,
-        deadline_ns: int | None,
+        limits: Limits,
     ) -> tuple[Connection, int]:
         while True:
             connection = self._connection
@@ -205,15 +250,16 @@ class Function:
 
                 connection = await asyncio.to_thread(self.connect)
             values = connection.signature.bind(args, kwargs, str(self.address))
-            ticket = connection.ring.submit(values, flags)
-            while ticket < 0 and ticket != SUBMIT_FORKED:
-                if ticket == SUBMIT_FULL:
-                    await connection.listening().slot(deadline_ns)
-                else:
+            try:
+                while True:
+                    ticket = connection.slots.entrance.submit(values, flags, limits.deadline_ns)
+                    if ticket == SUBMIT_FULL:
+                        ticket = await connection.listening().submit(values, flags, limits)
+                    if ticket >= 0:
+                        return connection, ticket
                     values = connection.refusal(ticket, values)
-                ticket = connection.ring.submit(values, flags)
-            if ticket >= 0:
-                return connection, ticket
+            except Forked:
+                continue
 
     # ---- many calls ----------------------------------------------------------------------
 
@@ -272,7 +318,17 @@ class Function:
 
     @verb(_for_each_aio)
     def for_each(self, *iterables: Iterable[Any], ignore_exceptions: bool = False) -> None:
-        """As `map`, for functions whose results do not matter; returns when all are done."""
+        """As `map`, for functions whose results do not matter; returns when all are done.
+
+        Args:
+            ignore_exceptions: go on when a call fails, and do not say so.
+
+        Raises:
+            Exception: what the first call to fail did, as `FunctionCall.get` would, unless
+                *ignore_exceptions*; the others in flight are cancelled then.
+            ExecutorNotFound, ExecutorClosed, ExecutorGone: there is nobody to run the rest,
+                which is raised in any case.
+        """
         for _ in mapping.run(self, zip(*iterables, strict=False), False, ignore_exceptions):
             pass
 
@@ -287,8 +343,8 @@ class Function:
     def __reduce__(self) -> tuple[Any, ...]:
         # The private name of a running app travels with the handle.
         address = names.Address(names.resolve(self.address.app), self.address.function)
-        options = (self._signature, self._timeout, self._arrays, self._wait)
-        return _unpickle, (address, *options)
+        options = (self._timeout, self._deadline_ms, self._arrays, self._wait)
+        return _unpickle, (address, self._signature, *options)
 
     def __repr__(self) -> str:
         return f"<Function '{self.address}'>"
@@ -298,15 +354,23 @@ def _unpickle(
     address: names.Address,
     signature: Signature | None,
     timeout: float | None,
+    deadline_ms: float | None,
     arrays: str,
     wait: str | None,
 ) -> Function:
-    return Function(address, signature=signature, timeout=timeout, arrays=arrays, wait=wait)
+    return Function(
+        address,
+        signature=signature,
+        timeout=timeout,
+        deadline_ms=deadline_ms,
+        arrays=arrays,
+        wait=wait,
+    )
 
 
 def _abandon(connection: Connection, ticket: int) -> None:
     """Give a call up, unless it is over."""
     try:
-        connection.ring.withdraw(ticket)
+        connection.withdraw(ticket)
     except ValueError:
         pass

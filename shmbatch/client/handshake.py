@@ -7,10 +7,9 @@ import socket
 import time
 from typing import Any
 
-from .. import errors
 from ..contract.signature import Signature
-from ..errors import ExecutorNotFound, HandshakeError, ProtocolError
-from ..protocol import control, names
+from ..errors import ExecutorNotFound, HandshakeError, ProtocolError, rebuilt
+from ..protocol import control, descriptors, directory, names
 from ..protocol.clock import now_ns
 from ..protocol.layout import VERSION
 from .connection import Connection
@@ -26,31 +25,50 @@ def connect(
     *,
     arrays: str,
     wait: str,
+    answer_s: float = ANSWER_S,
 ) -> Connection:
     """Connect to whoever serves *address*, waiting until *deadline_ns* for somebody to.
 
     Args:
         signature: what the caller believes the function's signature is; None to be told.
+        answer_s: how long an executor that is there may take to answer, if that is later.
 
     Raises:
         ExecutorNotFound: nobody serves the name in time.
         HandshakeError: executor and producer do not fit together.
+        ConfigError: this process may open no more descriptors.
     """
+    with descriptors.needed(f"connect to '{address}'"):
+        return _connect(
+            address, signature, deadline_ns, arrays=arrays, wait=wait, answer_s=answer_s
+        )
+
+
+def _connect(
+    address: names.Address,
+    signature: Signature | None,
+    deadline_ns: int | None,
+    *,
+    arrays: str,
+    wait: str,
+    answer_s: float,
+) -> Connection:
     app = names.resolve(address.app)
-    path = names.socket_path(app)
+    path = directory.socket_path(app)
     attempt = 0
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             remaining_s = 3600.0 if deadline_ns is None else (deadline_ns - now_ns()) / 1e9
-            sock.settimeout(max(remaining_s, ANSWER_S))
+            patience_s = max(remaining_s, answer_s)
+            sock.settimeout(patience_s)
             sock.connect(str(path))
             connection = _greet(address, sock, signature, arrays=arrays, wait=wait)
             sock.settimeout(None)
             return connection
         except TimeoutError:
             sock.close()
-            raise silent(app) from None
+            raise silent(app, patience_s) from None
         except (
             FileNotFoundError,  # nobody has served it yet
             ConnectionRefusedError,  # nobody listens any more
@@ -72,10 +90,22 @@ def connect(
             raise
 
 
-def silent(app: str) -> ExecutorNotFound:
-    """Return the error of an executor that is there and does not answer."""
+def unserved(app: str) -> ExecutorNotFound:
+    """Return the error of a name that nobody serves."""
     return ExecutorNotFound(
-        f"the executor of {app!r} does not answer; it may be stopped or overloaded"
+        f"no executor serves {app!r}; see `shmbatch ps`, or start one with `shmbatch start FILE`"
+    )
+
+
+def silent(app: str, patience_s: float | None) -> ExecutorNotFound:
+    """Return the error of an executor that is there and does not answer.
+
+    Args:
+        patience_s: how long it was given; None where its queue had no room for the question.
+    """
+    within = "" if patience_s is None else f" within {round(patience_s, 1):g} seconds"
+    return ExecutorNotFound(
+        f"the executor of {app!r} does not answer{within}; it may be stopped or overloaded"
     )
 
 
@@ -110,10 +140,15 @@ def _greet(
     reply, fds = control.receive(sock, max_fds=4)
     try:
         if reply["kind"] == "refused":
-            raise _refusal(reply)
+            raise refusal(reply)
         if reply["kind"] != "welcome" or len(fds) < 3:
             raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
-        connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
+        try:
+            connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
+        except HandshakeError:
+            if control.is_gone(sock, None):  # and what it offered has gone with it
+                raise EOFError from None
+            raise
     except (KeyError, TypeError, ProtocolError) as error:
         raise HandshakeError(
             f"executor of '{address}' sent a malformed welcome: {error}"
@@ -125,9 +160,6 @@ def _greet(
     return connection
 
 
-def _refusal(reply: dict[str, Any]) -> Exception:
+def refusal(reply: dict[str, Any]) -> Exception:
     """Rebuild the error with which the executor refused."""
-    kind = getattr(errors, str(reply.get("error")), None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.ShmbatchError)):
-        kind = HandshakeError
-    return kind(str(reply.get("message")))
+    return rebuilt(reply.get("error"), reply.get("message"), HandshakeError)

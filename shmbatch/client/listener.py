@@ -14,13 +14,35 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..protocol._core import ASYNC, LOOP
+from ..protocol._core import ASYNC, SUBMIT_FULL
 from ..protocol.clock import now_ns
+from .connection import SLICE_NS
+from .limits import Limits, earlier
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+class WaitingTask:
+    """A task in the queue for slots; see `slots.Waiter`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.kind = loop
+        self._told = False
+        self._future: asyncio.Future[None] | None = None
+
+    def wake(self) -> bool:
+        self._told = True
+        return self._future is None or _wake((self.kind, self._future))
+
+    async def sleep(self, until_ns: int | None) -> None:
+        """Sleep until woken, or *until_ns*; not at all if woken since the last sleep."""
+        self._future = self.kind.create_future()
+        if not self._told:
+            await _sleep(self.kind, self._future, until_ns)
+        self._told, self._future = False, None
 
 
 class Listener:
@@ -30,23 +52,22 @@ class Listener:
         self._connection = connection
         self._mutex = threading.RLock()  # held for moments; guards who waits, and which loops
         self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
-        self._slot_waiting: list[_Waiter] = []
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._socket_fd = connection.sock.fileno()
         self._pidfd = connection.pidfd
 
-    async def any_outcome(self, tickets: Sequence[int], deadline_ns: int | None) -> None:
-        """Return when one of the calls is done.
+    async def any_outcome(self, tickets: Sequence[int], until_ns: int | None) -> bool:
+        """Return when one of the calls is done; False if *until_ns* passed first.
 
         Raises:
-            CallTimeout: *deadline_ns* passed. ExecutorGone, ExecutorClosed: it never will be.
+            ExecutorGone, ExecutorClosed: it never will be.
             ValueError: a ticket is over.
         """
         connection = self._connection
         if connection.dead:  # perhaps closed: there is nothing to listen to
             for ticket in tickets:
                 connection.check_alive(ticket)
-            return
+            return True
         loop = self._listen()
         waiter = (loop, loop.create_future())
         try:
@@ -55,12 +76,12 @@ class Listener:
                     self._waiting.setdefault(ticket, []).append(waiter)
             armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
             if min(armed) < 0:
-                return
+                return True
             if connection.dead:
                 for ticket in tickets:
                     connection.check_alive(ticket)
-            elif not await _sleep(*waiter, deadline_ns):
-                raise connection.late()
+                return True
+            return await _sleep(*waiter, until_ns)
         finally:
             with self._mutex:
                 for ticket in tickets:
@@ -73,32 +94,37 @@ class Listener:
         if not waiters:
             self._waiting.pop(ticket, None)
 
-    async def slot(self, deadline_ns: int | None) -> None:
-        """Return when a slot may be free.
+    async def submit(self, values: tuple[Any, ...], flags: int, limits: Limits) -> int:
+        """Queue for a slot, publish one call and return its ticket.
 
         Raises:
-            RingFull: *deadline_ns* passed. ExecutorGone: it never will be.
+            as `Connection.submit`.
         """
         connection = self._connection
         if connection.dead:
             connection.check_alive()
-        loop = self._listen()
-        joined = connection.ring.join_completions(LOOP)
+        waiter = WaitingTask(self._listen())
+        since_ns = now_ns()
+        connection.slots.join(waiter)
         try:
-            while not connection.reap():
+            while True:
+                first = connection.slots.is_first(waiter)
+                overdue = first and now_ns() - since_ns >= SLICE_NS
+                if connection.reap() and (overdue or connection.slots.is_next(waiter)):
+                    ticket = connection.ring.submit(values, flags, limits.deadline_ns)
+                    if ticket >= 0:
+                        return ticket
+                    if ticket != SUBMIT_FULL:
+                        values = connection.refusal(ticket, values)
+                        continue
+                if overdue:
+                    since_ns = now_ns()
+                if limits.next_ns is not None and limits.next_ns <= now_ns():
+                    raise connection.no_slot(limits)
                 connection.check_alive()
-                timeout_ns = connection.slice_ns(deadline_ns)
-                if timeout_ns <= 0:
-                    raise connection.full()
-                waiter = (loop, loop.create_future())
-                self._slot_waiting.append(waiter)
-                # In slices, since another thread may put a slot back and tell nobody.
-                await _sleep(*waiter, now_ns() + timeout_ns)
-                if waiter in self._slot_waiting:
-                    self._slot_waiting.remove(waiter)
+                await waiter.sleep(earlier(limits.next_ns, since_ns + SLICE_NS if first else None))
         finally:
-            if joined >= 0:
-                connection.ring.leave_completions(LOOP)
+            connection.slots.leave(waiter)
 
     def tell(self, ticket: int) -> None:
         """Wake those who wait for this call. From any thread."""
@@ -158,19 +184,15 @@ class Listener:
         if gone:
             self._gone()
             return
-        for ticket in self._connection.ring.finished(False):
+        connection = self._connection
+        for ticket in connection.ring.finished(False):
             self.tell(ticket)
-        if self._slot_waiting and self._connection.reap():
-            self._wake_for_slots()
-
-    def _wake_for_slots(self) -> None:
-        waiting, self._slot_waiting = self._slot_waiting, []
-        for waiter in waiting:
-            _wake(waiter)
+        if connection.slots and connection.reap():
+            connection.slots.tell()
 
     def _gone(self) -> None:
         """The executor is gone, or we have hung up: everybody looks for himself."""
-        self._connection.dead = True
+        self._connection.lost()
         loop = _running_loop()
         with self._mutex:
             if loop is not None and loop in self._loops:
@@ -180,22 +202,22 @@ class Listener:
         for waiters in waiting.values():
             for waiter in waiters:
                 _wake(waiter)
-        self._wake_for_slots()
+        self._connection.slots.tell_all()
 
 
 async def _sleep(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], deadline_ns: int | None
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], until_ns: int | None
 ) -> bool:
-    """Wait for *future*; False if the deadline passed first."""
-    if deadline_ns is None:
+    """Wait for *future*; False if *until_ns* passed first."""
+    if until_ns is None:
         await future
         return True
-    timer = loop.call_later(max(0, deadline_ns - now_ns()) / 1e9, _finish, future)
+    timer = loop.call_later(max(0, until_ns - now_ns()) / 1e9, _finish, future)
     try:
         await future
     finally:
         timer.cancel()
-    return now_ns() < deadline_ns
+    return now_ns() < until_ns
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -210,9 +232,9 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _wake(waiter: _Waiter) -> None:
+def _wake(waiter: _Waiter) -> bool:
     loop, future = waiter
-    _in_loop(loop, _finish, future)
+    return _in_loop(loop, _finish, future)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> bool:

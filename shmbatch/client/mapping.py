@@ -6,34 +6,35 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, RingFull
+from ..errors import (
+    DeadlineExceeded,
+    ExecutorClosed,
+    ExecutorGone,
+    ExecutorNotFound,
+    InputError,
+    RingFull,
+)
 from .call import FunctionCall
 
 if TYPE_CHECKING:
     import asyncio
 
+    from .connection import Connection
     from .function import Function
 
 Inputs = Iterator[tuple[Any, ...]]
 AsyncInputs = AsyncIterator[tuple[Any, ...]]
 
 # What concerns one input alone: it takes that input's place among the results.
-_REFUSALS = (InputError, RingFull)
+_REFUSALS = (InputError, RingFull, DeadlineExceeded)
+
+# What concerns every input to come: it is raised when all that was submitted has been yielded.
+_ENDS = (ExecutorClosed, ExecutorGone, ExecutorNotFound)
 
 
-def _window(function: Function) -> int:
+def _window(connection: Connection) -> int:
     """Two batches: one runs while the next one fills. Less where there are fewer slots."""
-    connection = function.connect()
     return max(1, min(connection.capacity, 2 * connection.max_batch_size))
-
-
-def _outcome(call: FunctionCall, return_exceptions: bool) -> Any:
-    try:
-        return call._result()
-    except Exception as error:
-        if return_exceptions:
-            return error
-        raise
 
 
 def run(
@@ -42,8 +43,10 @@ def run(
     """Call *function* with each of *inputs*; see `Function.map`."""
     pending: deque[FunctionCall] = deque()
     exhausted = False
+    end: Exception | None = None
     try:
-        window = _window(function)
+        connection = function.connect()
+        window = _window(connection)
         while pending or not exhausted:
             while not exhausted and len(pending) < window:
                 try:
@@ -54,30 +57,42 @@ def run(
                 try:
                     pending.append(function.spawn(*arguments))
                 except _REFUSALS as error:
-                    pending.append(FunctionCall._refused(function.connect(), error))
+                    pending.append(FunctionCall._refused(connection, error))
+                except _ENDS as error:
+                    exhausted, end = True, error
+                    break
                 if pending[0].done():
                     break  # a slow iterator must not keep results back
             if pending:
-                call = pending.popleft() if order_outputs else _pop_any(function, pending)
-                try:
-                    call.get()
-                except Exception:
-                    pass  # _outcome says what to do with it
-                yield _outcome(call, return_exceptions)
+                call = _pop(pending, order_outputs)
+                yield call._result(return_exceptions)
+        if end is not None:
+            raise end
     finally:
-        for call in pending:
-            call.cancel()
+        _cancel(pending)
 
 
-def _pop_any(function: Function, pending: deque[FunctionCall]) -> FunctionCall:
-    """Remove and return a call that is done, waiting for one if none is."""
+def _pop(pending: deque[FunctionCall], ordered: bool) -> FunctionCall:
+    """Remove and return a call that is done, the first one if *ordered*; wait until there is one.
+
+    Who waits may be interrupted, so nothing is removed that is not done.
+    """
+    if ordered:
+        pending[0]._wait()
+        return pending.popleft()
     while True:
         for at, call in enumerate(pending):
             if call.done():
                 del pending[at]
                 return call
-        if not pending[0]._wait_any(pending):
-            return pending.popleft()  # its timeout has passed; get() says so
+        pending[0]._wait_any(pending)
+
+
+def _cancel(pending: Iterable[FunctionCall]) -> None:
+    """Give up what nobody will ask for; in a forked child the calls are the parent's."""
+    for call in pending:
+        if not call._connection.ring.forked:
+            call.cancel()
 
 
 async def run_aio(
@@ -92,8 +107,10 @@ async def run_aio(
     pending: deque[FunctionCall] = deque()
     reading: asyncio.Future[tuple[Any, ...]] | None = None
     exhausted = False
+    end: Exception | None = None
     try:
-        window = await asyncio.to_thread(_window, function)
+        connection = await asyncio.to_thread(function.connect)
+        window = _window(connection)
         while pending or not exhausted:
             while not exhausted and len(pending) < window:
                 try:
@@ -110,21 +127,21 @@ async def run_aio(
                 try:
                     pending.append(await function.spawn.aio(*arguments))
                 except _REFUSALS as error:
-                    pending.append(FunctionCall._refused(function.connect(), error))
+                    pending.append(FunctionCall._refused(connection, error))
+                except _ENDS as error:
+                    exhausted, end = True, error
+                    break
                 if pending[0].done():
                     break
             if pending:
                 call = await _pop_aio(pending, order_outputs)
-                try:
-                    await call.get.aio()
-                except Exception:
-                    pass
-                yield _outcome(call, return_exceptions)
+                yield call._result(return_exceptions)
+        if end is not None:
+            raise end
     finally:
         if reading is not None:
             reading.cancel()
-        for call in pending:
-            call.cancel()
+        _cancel(pending)
 
 
 async def _read_before_result(
@@ -137,24 +154,25 @@ async def _read_before_result(
         await asyncio.wait({reading})
         return True
     calls = (pending[0],) if ordered else tuple(pending)
-    result = asyncio.ensure_future(calls[0]._wait_any_aio(calls))
-    try:
-        await asyncio.wait({reading, result}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        result.cancel()
+    while not (reading.done() or any(call.done() for call in calls)):
+        result = asyncio.ensure_future(calls[0]._wait_any_aio(calls))
+        try:
+            await asyncio.wait({reading, result}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            result.cancel()
     return reading.done()
 
 
 async def _pop_aio(pending: deque[FunctionCall], ordered: bool) -> FunctionCall:
     if ordered:
+        await pending[0]._wait_aio()
         return pending.popleft()
     while True:
         for at, call in enumerate(pending):
             if call.done():
                 del pending[at]
                 return call
-        if not await pending[0]._wait_any_aio(pending):
-            return pending.popleft()
+        await pending[0]._wait_any_aio(pending)
 
 
 def zip_aio(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> Inputs | AsyncInputs:

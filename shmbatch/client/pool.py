@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 
@@ -27,6 +28,7 @@ def connection_to(
     *,
     arrays: str,
     wait: str | None,
+    answer_s: float = ANSWER_S,
 ) -> Connection:
     """Return this process's live connection, made now if there is none.
 
@@ -40,17 +42,20 @@ def connection_to(
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
     # Who has no time gets some all the same: the other thread may be about to succeed.
-    patience_s = -1.0 if deadline_ns is None else max(ANSWER_S, (deadline_ns - now_ns()) / 1e9)
+    patience_s = -1.0 if deadline_ns is None else max(answer_s, (deadline_ns - now_ns()) / 1e9)
     if not connecting.acquire(timeout=patience_s):
         raise ExecutorNotFound(
-            f"no executor serves {key[0]!r} yet; another thread waits for it too"
+            f"no executor serves {key[0]!r} yet; another thread waits for it too, wait longer "
+            f"with timeout="
         )
     try:
         connection = _connections.get(key)
         if connection is None or not _usable(connection):
             if connection is not None and connection.dead:
                 connection.close()
-            connection = connect(address, signature, deadline_ns, arrays=arrays, wait=mode)
+            connection = connect(
+                address, signature, deadline_ns, arrays=arrays, wait=mode, answer_s=answer_s
+            )
             with _mutex:
                 _connections[key] = connection
         elif signature is not None and signature != connection.signature:
@@ -65,7 +70,8 @@ def _usable(connection: Connection) -> bool:
     """Ask, rather than return a connection whose executor has gone unnoticed."""
     if connection.dead or connection.ring.forked:
         return False
-    connection.dead = control.is_gone(connection.sock, connection.pidfd)
+    if control.is_gone(connection.sock, connection.pidfd):
+        connection.lost()
     return not connection.dead
 
 
@@ -98,4 +104,11 @@ def _after_fork() -> None:
     _connecting.clear()
 
 
+def _at_exit() -> None:
+    """Part as one who leaves, and not as one who has died; nothing is closed that is in use."""
+    for connection in list(_connections.values()):
+        connection.say_goodbye()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -18,18 +18,19 @@ class Verb(partial[Any]):
         return partial(type(self)._twin, *self.args)
 
 
+def _bound_class(method: Callable[..., Any], twin: Callable[..., Any]) -> Callable[..., Verb]:
+    """Return a class for one verb, so that binding it creates a single object."""
+    attributes = {"_twin": staticmethod(twin), "__doc__": method.__doc__}
+    return type(f"Verb[{method.__name__}]", (Verb,), attributes)
+
+
 class _VerbMethod:
     """A method in its class; binds as a `Verb`."""
 
     def __init__(self, method: Callable[..., Any], twin: Callable[..., Any]) -> None:
         self._method = method
         self._name = method.__name__
-        # A class for each verb, so that binding one creates a single object.
-        self._bound: Callable[..., Verb] = type(
-            f"Verb[{self._name}]",
-            (Verb,),
-            {"_twin": staticmethod(twin), "__doc__": method.__doc__},
-        )
+        self._bound = _bound_class(method, twin)
         self.__doc__ = method.__doc__
 
     def __get__(self, instance: Any, owner: type) -> Any:
@@ -47,5 +48,14 @@ def verb(twin: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(method: Callable[..., Any]) -> _VerbMethod:
         return _VerbMethod(method, twin)
+
+    return decorate
+
+
+def static_verb(twin: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a static method whose asyncio version is *twin*, a static method itself."""
+
+    def decorate(method: Callable[..., Any]) -> Any:
+        return staticmethod(_bound_class(method, twin)(method))
 
     return decorate

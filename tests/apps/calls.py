@@ -40,6 +40,13 @@ def held_alone(xs: list[int]) -> list[int]:
 
 
 @app.function()
+@shmbatch.batched(max_batch_size=1, wait_ms=0, slots=1)
+def held_single(xs: list[int]) -> list[int]:
+    processes.pass_through(xs)
+    return [10 * x for x in xs]
+
+
+@app.function()
 @shmbatch.batched(max_batch_size=64, wait_ms=600_000)
 def never(xs: list[int]) -> list[int]:
     """Is not due for ten minutes."""

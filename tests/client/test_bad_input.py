@@ -25,19 +25,20 @@ import shmbatch
 from shmbatch import errors
 from shmbatch.contract.columns import Column
 from shmbatch.contract.signature import Signature
-from shmbatch.protocol import control, names
+from shmbatch.protocol import control, directory, names, ownership
+from shmbatch.protocol.layout import VERSION
 from tests import processes
 from tests.processes import PATIENCE_S, Served
 
 
 @pytest.fixture(scope="module")
-def values() -> Iterator[Served]:
+def values(transport: str) -> Iterator[Served]:
     with processes.served("values.py", "values") as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
-def adding() -> Iterator[Served]:
+def adding(transport: str) -> Iterator[Served]:
     with processes.served("calls.py", "calls") as executor:
         yield executor
 
@@ -396,6 +397,20 @@ def test_a_timeout_that_is_none(timeout: Any) -> None:
         calls.add.with_options(timeout=timeout)
 
 
+@pytest.mark.parametrize("deadline_ms", [0, -1, math.nan, math.inf, "1", True, 1j])
+def test_a_deadline_that_is_none(deadline_ms: Any) -> None:
+    with pytest.raises(
+        errors.ConfigError,
+        match=r"deadline_ms is .*; give milliseconds as a finite number above 0",
+    ):
+        calls.add.with_options(deadline_ms=deadline_ms)
+
+
+def test_a_deadline_beyond_what_the_clock_counts_is_never(adding: Served) -> None:
+    patient = adding.connect("add").with_options(deadline_ms=10**400, timeout=PATIENCE_S)
+    assert patient.remote(1, 2) == 3
+
+
 def test_a_file_with_another_signature(adding: Served) -> None:
     ours = calls.add._signature
     assert ours is not None
@@ -421,15 +436,15 @@ def test_a_file_with_another_signature(adding: Served) -> None:
 def test_a_producer_of_another_version_is_refused(adding: Served) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(PATIENCE_S)
-        sock.connect(str(names.socket_path("calls")))
+        sock.connect(str(directory.socket_path("calls")))
         hello = {"kind": "attach", "version": 7, "function": "add", "signature": None}
         control.send(sock, hello)
         reply, _ = control.receive(sock)
         assert reply == {
             "kind": "refused",
             "error": "VersionMismatch",
-            "message": "the executor of 'calls' speaks version 1.1 of the protocol and this "
-            "producer version 7; install one shmbatch in both",
+            "message": f"the executor of 'calls' speaks version {VERSION} of the protocol and "
+            f"this producer version 7; install one shmbatch in both",
         }
         with pytest.raises(EOFError):
             control.receive(sock)
@@ -439,7 +454,7 @@ def test_a_producer_of_another_version_is_refused(adding: Served) -> None:
 def impostor(name: str, reply: dict[str, Any] | None) -> Iterator[None]:
     """Serve *name* with something that answers every producer alike, or not at all."""
     with (
-        names.NameLock.claim(name) as lock,
+        ownership.NameLock.claim(name) as lock,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
     ):
         listener.bind(str(lock.socket_path))

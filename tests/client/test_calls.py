@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -17,16 +19,19 @@ import pytest
 
 import shmbatch
 from shmbatch import errors
+from shmbatch.client import call as call_module
+from shmbatch.client import connection as connection_module
+from shmbatch.client import listener as listener_module
+from shmbatch.protocol._core import DONE
+from shmbatch.protocol.clock import now_ns
 from tests import processes
 from tests.processes import PATIENCE_S, Gate, Program, Served
 
 
-@pytest.fixture(scope="module", params=["linux", "posix"])
-def executor(request: pytest.FixtureRequest, module_gate: Gate) -> Iterator[Served]:
+@pytest.fixture(scope="module")
+def executor(transport: str, module_gate: Gate) -> Iterator[Served]:
     """One executor for all tests of this module, under each transport."""
-    with processes.served(
-        "calls.py", "calls", "--transport", request.param, SHMBATCH_TEST_SELF="calls.add"
-    ) as executor:
+    with processes.served("calls.py", "calls", SHMBATCH_TEST_SELF="calls.add") as executor:
         yield executor
 
 
@@ -111,10 +116,20 @@ def test_results_reach_the_awaiting_task_that_asked(add: shmbatch.Function) -> N
 # ---- timeouts, cancelling, dropping ---------------------------------------------------------
 
 
+KEPT = (
+    r"^'calls\.held' gave no result within 0\.01 seconds; the call goes on, "
+    r"get it again or give it more time with timeout=$"
+)
+GIVEN_UP = (
+    r"^'calls\.\w+' gave no result within 0\.02 seconds and the call is given up; "
+    r"give it more time with timeout=$"
+)
+
+
 def test_get_with_a_timeout_keeps_the_call(executor: Served, module_gate: Gate) -> None:
     call = executor.connect("held").spawn(4)
     module_gate.arrived()
-    with pytest.raises(errors.CallTimeout, match=r"'calls.held' gave no result in time"):
+    with pytest.raises(errors.CallTimeout, match=KEPT):
         call.get(timeout=0.01)
     with pytest.raises(TimeoutError):
         call.get(timeout=0)
@@ -126,7 +141,7 @@ def test_awaiting_get_with_a_timeout_keeps_the_call(executor: Served, module_gat
     async def main() -> int:
         call = await executor.connect("held").spawn.aio(4)
         await asyncio.to_thread(module_gate.arrived)
-        with pytest.raises(errors.CallTimeout):
+        with pytest.raises(errors.CallTimeout, match=KEPT):
             await call.get.aio(timeout=0.01)
         module_gate.open()
         result: int = await call.get.aio(timeout=PATIENCE_S)
@@ -137,7 +152,7 @@ def test_awaiting_get_with_a_timeout_keeps_the_call(executor: Served, module_gat
 
 def test_a_timeout_before_launch_means_that_the_call_never_runs(executor: Served) -> None:
     pair = executor.connect("pair")
-    with pytest.raises(errors.CallTimeout):
+    with pytest.raises(errors.CallTimeout, match=GIVEN_UP):
         pair.with_options(timeout=0.02).remote(1)
     # Were the first still waiting, it would be this one's company.
     with pytest.raises(errors.CallTimeout):
@@ -158,7 +173,7 @@ def test_an_awaited_call_that_times_out_never_runs(executor: Served) -> None:
 
 def test_the_timeout_of_a_spawned_call_runs_from_its_submission(executor: Served) -> None:
     call = executor.connect("never").with_options(timeout=0.02).spawn(1)
-    with pytest.raises(errors.CallTimeout):
+    with pytest.raises(errors.CallTimeout, match=GIVEN_UP):
         call.get(timeout=PATIENCE_S)
     with pytest.raises(errors.CallTimeout):
         call.get()  # it is over
@@ -169,7 +184,7 @@ def test_a_cancelled_call_never_runs(executor: Served) -> None:
     pair = executor.connect("pair")
     call = pair.spawn(1)
     assert call.cancel() is True
-    with pytest.raises(errors.CallCancelled, match="the call was cancelled"):
+    with pytest.raises(errors.CallCancelled, match=r"^the call of 'calls\.pair' was cancelled$"):
         call.get()
     assert call.cancel() is False
     others = [pair.spawn(x) for x in (20, 22)]
@@ -224,8 +239,8 @@ def test_cancelling_wakes_the_thread_and_the_task_that_wait(executor: Served) ->
 
     with ThreadPoolExecutor() as threads:
         in_thread = threads.submit(wait_in_thread)
-        assert asyncio.run(wait_for_it()) == "the call was cancelled"
-        assert in_thread.result(PATIENCE_S) == "the call was cancelled"
+        assert asyncio.run(wait_for_it()) == "the call of 'calls.never' was cancelled"
+        assert in_thread.result(PATIENCE_S) == "the call of 'calls.never' was cancelled"
 
 
 def test_cancelling_a_task_cancels_its_call(executor: Served) -> None:
@@ -274,7 +289,339 @@ def test_a_dropped_call_gives_its_slot_back(executor: Served, module_gate: Gate)
     assert last.get() == 30
 
 
+# ---- deadlines -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what makes it ten minutes later for all calls of this process."""
+
+    def pass_time() -> None:
+        for module in (call_module, connection_module, listener_module):
+            monkeypatch.setattr(module, "now_ns", lambda: now_ns() + 600_000_000_000)
+
+    return pass_time
+
+
+def slots_come_back(function: shmbatch.Function) -> None:
+    connection = function.connect()
+    processes.wait_until(
+        lambda: connection.ring.free_slots == connection.capacity, "the slots come back"
+    )
+
+
+TOO_LATE = r"'calls\.\w+' did not launch this call within [\d.]+ ms, so it never runs; "
+
+
+def test_a_call_that_is_not_launched_by_its_deadline_never_runs(executor: Served) -> None:
+    pair = executor.connect("pair")
+    hasty = pair.with_options(deadline_ms=20)
+    for _ in range(2):  # were the first still waiting, it would be the second one's company
+        with pytest.raises(errors.DeadlineExceeded, match=TOO_LATE):
+            hasty.remote(1)
+    call = hasty.spawn(1)
+    with pytest.raises(TimeoutError, match="give it more time with deadline_ms="):
+        call.get()
+    with pytest.raises(errors.DeadlineExceeded):
+        call.get()
+    assert call.done()
+    assert call.cancel() is False
+    others = [pair.spawn(x) for x in (20, 22)]
+    assert shmbatch.FunctionCall.gather(*others) == [42, 42]
+    slots_come_back(pair)
+
+
+def test_an_awaited_call_that_is_not_launched_by_its_deadline_never_runs(
+    executor: Served,
+) -> None:
+    pair = executor.connect("pair")
+    hasty = pair.with_options(deadline_ms=20)
+
+    async def main() -> list[int]:
+        for _ in range(2):
+            with pytest.raises(errors.DeadlineExceeded, match=TOO_LATE):
+                await hasty.remote.aio(1)
+        call = await hasty.spawn.aio(1)
+        with pytest.raises(errors.DeadlineExceeded):
+            await call.get.aio()
+        assert call.done()
+        return await asyncio.gather(pair.remote.aio(20), pair.remote.aio(22))
+
+    assert asyncio.run(main()) == [42, 42]
+    slots_come_back(pair)
+
+
+def test_a_caller_hears_at_the_deadline_though_the_executor_is_busy(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held")
+    hasty = held.with_options(deadline_ms=20)
+    first = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    with pytest.raises(errors.DeadlineExceeded):
+        hasty.remote(2)
+    results = list(hasty.map([3, 4], return_exceptions=True))
+    assert [type(result) for result in results] == [errors.DeadlineExceeded] * 2
+    results = list(hasty.map([3, 4], return_exceptions=True, order_outputs=False))
+    assert [type(result) for result in results] == [errors.DeadlineExceeded] * 2
+
+    async def main() -> None:
+        with pytest.raises(errors.DeadlineExceeded):
+            await hasty.remote.aio(5)
+        async for result in hasty.map.aio([6, 7], return_exceptions=True, order_outputs=False):
+            assert isinstance(result, errors.DeadlineExceeded)
+
+    asyncio.run(main())
+    module_gate.open()
+    assert first.get() == 10
+    last = held.spawn(8)
+    assert module_gate.arrived() == [8]  # and none of the others
+    module_gate.open()
+    assert last.get() == 80
+
+
+def test_the_executor_passes_over_a_call_whose_deadline_has_passed(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held_alone")
+    first = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    late = held.with_options(deadline_ms=0.001).spawn(2)
+    ring = held.connect().ring
+    module_gate.open()
+    processes.wait_until(lambda: ring.state(late._ticket) == DONE, "the executor says so")
+    with pytest.raises(errors.DeadlineExceeded, match=TOO_LATE):
+        late.get()
+    assert first.get() == 10
+    slots_come_back(held)
+
+
+def test_a_deadline_does_nothing_to_a_call_that_was_launched_in_time(
+    executor: Served, module_gate: Gate, later: Callable[[], None]
+) -> None:
+    held = executor.connect("held").with_options(deadline_ms=60_000)
+    call = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    later()
+    assert not call.done()
+
+    async def main() -> int:
+        waiting = asyncio.create_task(call.get.aio())
+        await asyncio.sleep(0)
+        module_gate.open()
+        return await waiting
+
+    with ThreadPoolExecutor(1) as threads:
+        in_thread = threads.submit(call.get)
+        assert asyncio.run(main()) == 10
+        assert in_thread.result(PATIENCE_S) == 10
+
+
+def test_get_with_a_timeout_keeps_a_call_with_a_deadline(
+    executor: Served, later: Callable[[], None]
+) -> None:
+    call = executor.connect("never").with_options(deadline_ms=60_000).spawn(1)
+    with pytest.raises(errors.CallTimeout):
+        call.get(timeout=0)
+    assert not call.done()
+    later()
+    with pytest.raises(errors.DeadlineExceeded):
+        call.get(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "deadline_ms", "late", "full"),
+    [
+        (0.01, 60_000, errors.CallTimeout, errors.RingFull),
+        (60, 10, errors.DeadlineExceeded, errors.DeadlineExceeded),
+        (None, 10, errors.DeadlineExceeded, errors.DeadlineExceeded),
+    ],
+)
+def test_of_timeout_and_deadline_the_earlier_says_what_it_is(
+    executor: Served,
+    module_gate: Gate,
+    timeout: float | None,
+    deadline_ms: float,
+    late: type[Exception],
+    full: type[Exception],
+) -> None:
+    options: dict[str, Any] = {"timeout": timeout, "deadline_ms": deadline_ms}
+    never = executor.connect("never").with_options(**options)
+    held = executor.connect("held_alone")
+    pending = [held.spawn(x) for x in (1, 2)]
+    assert module_gate.arrived() == [1]
+    crowded = held.with_options(**options)
+
+    async def main() -> None:
+        for function, error in ((never, late), (crowded, full)):
+            with pytest.raises(error):
+                await function.remote.aio(1)
+
+    asyncio.run(main())
+    with pytest.raises(late):
+        never.remote(1)
+    with pytest.raises(late):
+        never.spawn(1).get()
+    with pytest.raises(full):
+        crowded.remote(3)
+    with pytest.raises(full):
+        crowded.spawn(3)
+    assert [type(r) for r in crowded.map([3], return_exceptions=True)] == [full]
+    module_gate.open(2)
+    assert shmbatch.FunctionCall.gather(*pending) == [10, 20]
+    assert module_gate.arrived() == [2]
+
+
+def test_options_that_are_not_given_stay(executor: Served) -> None:
+    add = executor.connect("add")
+    one = add.with_options(timeout=PATIENCE_S).with_options(deadline_ms=20_000)
+    other = add.with_options(deadline_ms=20_000).with_options(timeout=PATIENCE_S)
+    for handle in (one, other, pickle.loads(pickle.dumps(one)), one.with_options()):
+        assert handle.remote(1, 2) == 3
+        assert (handle._timeout, handle._deadline_ms) == (PATIENCE_S, 20_000)
+    assert one.with_options(timeout=None)._timeout is None
+    assert one.with_options(timeout=None)._deadline_ms == 20_000
+    assert one.with_options(deadline_ms=None)._deadline_ms is None
+    assert (add._timeout, add._deadline_ms) == (None, None)
+
+
+# ---- gathering -------------------------------------------------------------------------------
+
+gather = shmbatch.FunctionCall.gather
+
+
+def test_gather_returns_results_of_several_functions_in_order(
+    executor: Served, module_gate: Gate
+) -> None:
+    add, held = executor.connect("add"), executor.connect("held")
+    pending = [held.spawn(1), add.spawn(2, 3), executor.connect("add_later").spawn(4, 5)]
+    assert module_gate.arrived() == [1]
+    module_gate.open()
+    assert gather(*pending) == [10, 5, 9]
+    assert gather(*pending) == [10, 5, 9]
+    assert gather() == []
+
+    async def main() -> list[int]:
+        more = [await add.spawn.aio(x, 1) for x in range(200)]
+        results: list[int] = await gather.aio(*more)
+        return results
+
+    assert asyncio.run(main()) == list(range(1, 201))
+
+
+def test_gather_raises_the_first_failure_and_leaves_the_others_alone(executor: Served) -> None:
+    add, fails = executor.connect("add"), executor.connect("fails")
+    pending = [add.spawn(1, 1), fails.spawn(7), fails.spawn(8), add.spawn(2, 2)]
+    with pytest.raises(KeyError):
+        gather(*pending)
+    with pytest.raises(KeyError):
+        asyncio.run(gather.aio(*pending))
+    assert pending[3].get() == 4
+    found = gather(*pending, return_exceptions=True)
+    assert [type(each) for each in found] == [int, KeyError, KeyError, int]
+    found = asyncio.run(gather.aio(*pending, return_exceptions=True))
+    assert [type(each) for each in found] == [int, KeyError, KeyError, int]
+
+
+def test_gather_with_a_timeout_keeps_all_calls(executor: Served, module_gate: Gate) -> None:
+    held, add = executor.connect("held"), executor.connect("add")
+    pending = [add.spawn(1, 1), held.spawn(1)]
+    assert module_gate.arrived() == [1]
+    for exceptions in (False, True):
+        with pytest.raises(errors.CallTimeout):
+            gather(*pending, timeout=0.01, return_exceptions=exceptions)
+        with pytest.raises(errors.CallTimeout):
+            asyncio.run(gather.aio(*pending, timeout=0.01, return_exceptions=exceptions))
+    module_gate.open()
+    assert gather(*pending, timeout=PATIENCE_S) == [2, 10]
+
+
+def test_gather_takes_calls_and_nothing_else(add: shmbatch.Function) -> None:
+    pending = [add.spawn(1, 1)]
+    with pytest.raises(errors.ConfigError, match=r"gather got a list; .* gather\(\*calls\)"):
+        gather(pending)
+    with pytest.raises(errors.ConfigError, match="gather got a int"):
+        asyncio.run(gather.aio(*pending, 1))
+    assert gather(*pending) == [2]
+
+
 # ---- more calls than slots -------------------------------------------------------------------
+
+
+def test_thousands_of_calls_are_outstanding_and_each_gets_its_own_result(
+    executor: Served,
+) -> None:
+    add = executor.connect("add")
+    connection = add.connect()
+    assert connection.capacity == 64
+    pending = [add.spawn(x, 1) for x in range(5000)]
+    for x in (*range(1, 5000, 2), *range(4998, -1, -2)):
+        assert pending[x].get() == x + 1
+    assert connection.stash == {}
+
+
+def test_dropped_calls_leave_nothing_of_their_stashed_results(executor: Served) -> None:
+    add = executor.connect("add")
+    connection = add.connect()
+    pending = [add.spawn(x, 1) for x in range(1000)]
+    assert len(connection.stash) > 900
+    del pending[500:]
+    assert len(connection.stash) <= 500
+    pending.clear()
+    assert connection.stash == {}
+    slots_come_back(add)
+
+
+def test_a_call_dropped_while_its_result_goes_to_the_stash_leaves_nothing_there(
+    executor: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = executor.connect("add")
+    connection = add.connect()
+    pending = [add.spawn(x, 1) for x in range(connection.capacity)]
+    processes.wait_until(lambda: len(connection.ring.finished(True)) == len(pending), "all done")
+    take = connection.outcome
+
+    def taken_and_dropped(ticket: int, spin_ns: int) -> Any:
+        outcome = take(ticket, spin_ns)
+        pending[:] = [call for call in pending if call._ticket != ticket]
+        return outcome
+
+    monkeypatch.setattr(connection, "outcome", taken_and_dropped)
+    assert add.remote(2, 2) == 4  # makes room
+    assert pending == []
+    assert connection.stash == {}
+
+
+def test_a_signal_handler_that_raises_while_a_call_is_asked_for_loses_no_result(
+    executor: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = executor.connect("add")
+    connection = add.connect()
+    call = add.spawn(1, 2)
+    take = connection.outcome
+
+    def interrupted(ticket: int, spin_ns: int) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "outcome", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call.done()
+    monkeypatch.setattr(connection, "outcome", take)
+    assert call.get(timeout=PATIENCE_S) == 3
+
+    late = add.spawn(3, 4)
+
+    def taken_and_interrupted(ticket: int, spin_ns: int) -> Any:
+        processes.wait_until(lambda: connection.ring.state(ticket) == DONE, "done")
+        take(ticket, spin_ns)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "outcome", taken_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        late.done()
+    with pytest.raises(errors.CallCancelled, match="interrupted"):
+        late.get(timeout=0)
+    slots_come_back(add)
 
 
 def test_more_calls_may_be_outstanding_than_there_are_slots(executor: Served) -> None:
@@ -376,7 +723,337 @@ def test_a_cancelled_wait_for_a_slot_leaves_the_others_waiting(
     asyncio.run(main())
 
 
+# ---- whose turn it is ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endless_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look by himself, so that whoever is not told waits for the watchdog."""
+    monkeypatch.setattr(connection_module, "FIRST_SLICE_NS", 3_600_000_000_000)
+    monkeypatch.setattr(connection_module, "SLICE_NS", 3_600_000_000_000)
+    monkeypatch.setattr(listener_module, "SLICE_NS", 3_600_000_000_000)
+
+
+def queued(function: shmbatch.Function, count: int) -> None:
+    slots = function.connect().slots
+    processes.wait_until(lambda: len(slots) == count, f"{count} wait for a slot")
+
+
+def test_two_busy_threads_take_turns_at_a_single_slot(executor: Served, module_gate: Gate) -> None:
+    held = executor.connect("held_single")
+    turns: list[int] = []
+
+    def caller(number: int) -> None:
+        for _ in range(10):
+            assert held.remote(number) == 10 * number
+
+    with ThreadPoolExecutor(2) as threads:
+        callers = [threads.submit(caller, number) for number in (1, 2)]
+        for at in range(20):
+            turns += module_gate.arrived()
+            queued(held, 1 if at < 19 else 0)  # the other one
+            module_gate.open()
+        for each in callers:
+            each.result(PATIENCE_S)
+    assert sorted(turns[:2]) == [1, 2]
+    assert turns == turns[:2] * 10
+
+
+def test_a_newcomer_does_not_jump_the_queue_for_a_slot(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held_single")
+    connection = held.connect()
+    first = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    with ThreadPoolExecutor(1) as threads:
+        second = threads.submit(held.remote, 2)
+        queued(held, 1)
+        assert connection.slots.entrance is not connection.ring
+        module_gate.open(2)
+        assert second.result(PATIENCE_S) == 20
+    queued(held, 0)
+    assert connection.slots.entrance is connection.ring
+    assert first.get() == 10
+    assert module_gate.arrived() == [2]
+
+
+@pytest.mark.usefixtures("endless_slices")
+def test_threads_and_tasks_are_told_when_a_slot_is_put_back(
+    executor: Served, module_gate: Gate
+) -> None:
+    """A slot that a thread puts back, of which the executor tells nobody."""
+    held = executor.connect("held_single")
+
+    async def in_loop() -> int:
+        result: int = await held.remote.aio(2)
+        return result
+
+    def in_thread() -> int:
+        result: int = held.remote(2)
+        return result
+
+    ways: list[Callable[[], int]] = [lambda: asyncio.run(in_loop()), in_thread]
+    for way in ways * 5:
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(held.remote, 1)
+            assert module_gate.arrived() == [1]
+            second = threads.submit(way)
+            queued(held, 1)
+            module_gate.open()  # the first thread takes its result, which frees the slot
+            assert module_gate.arrived() == [2]
+            module_gate.open()
+            assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (10, 20)
+
+
+@pytest.mark.usefixtures("endless_slices")
+def test_who_waits_for_any_call_takes_no_wake_up_from_who_waits_for_a_slot(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held_alone")
+    busy = [held.spawn(1), held.spawn(2)]
+    assert module_gate.arrived() == [1]
+    with ThreadPoolExecutor(4) as threads:
+        anyone = [threads.submit(busy[1]._wait_any, [busy[1]]) for _ in range(3)]
+        waiting = threads.submit(held.remote, 3)
+        queued(held, 1)
+        assert busy[1].cancel()
+        module_gate.open(2)
+        assert waiting.result(PATIENCE_S) == 30
+        for each in anyone:
+            each.result(PATIENCE_S)
+    assert busy[0].get() == 10
+    assert module_gate.arrived() == [3]
+
+
+def test_a_thread_does_not_wait_for_ever_for_a_loop_that_does_not_run(
+    executor: Served, module_gate: Gate
+) -> None:
+    """A task stands first in the queue, and its event loop waits for a call behind it."""
+    held = executor.connect("held_single")
+
+    async def main() -> None:
+        first = held.spawn(1)
+        assert await asyncio.to_thread(module_gate.arrived) == [1]
+        task = asyncio.create_task(held.remote.aio(2))
+        await asyncio.sleep(0)
+        queued(held, 1)
+        module_gate.open(3)
+        assert held.remote(3) == 30  # blocks the event loop
+        assert await task == 20
+        assert first.get() == 10
+
+    asyncio.run(main())
+    assert [module_gate.arrived() for _ in range(2)] == [[3], [2]]
+
+
+def test_a_loop_that_was_closed_keeps_nobody_from_a_slot(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held_single")
+    first = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    abandoned = asyncio.new_event_loop()
+    task = abandoned.create_task(held.remote.aio(2))
+    abandoned.run_until_complete(asyncio.sleep(0))
+    queued(held, 1)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    abandoned.close()
+
+    async def main() -> int:
+        waiting = asyncio.create_task(held.remote.aio(3))
+        await asyncio.sleep(0)
+        module_gate.open(2)
+        return await waiting
+
+    assert asyncio.run(main()) == 30
+    assert module_gate.arrived() == [3]
+    assert first.get() == 10
+    del task
+    gc.collect()
+    queued(held, 0)
+
+
+def test_an_interrupted_wait_for_a_slot_leaves_the_queue(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held_single")
+    first = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    with ThreadPoolExecutor(2) as threads:
+        hasty = threads.submit(held.with_options(timeout=0.05).remote, 2)
+        queued(held, 1)
+        patient = threads.submit(held.remote, 3)
+        assert isinstance(hasty.exception(PATIENCE_S), errors.RingFull)
+        queued(held, 1)
+        module_gate.open(2)
+        assert patient.result(PATIENCE_S) == 30
+    assert first.get() == 10
+    assert module_gate.arrived() == [3]
+
+
+@pytest.mark.usefixtures("endless_slices")
+def test_every_thread_that_waits_for_one_call_is_told(executor: Served, module_gate: Gate) -> None:
+    for _ in range(5):
+        call = executor.connect("held").spawn(1)
+        assert module_gate.arrived() == [1]
+        with ThreadPoolExecutor(4) as threads:
+            waiting = [threads.submit(call.get) for _ in range(4)]
+            asleep(call, 4)
+            module_gate.open()
+            assert [each.result(PATIENCE_S) for each in waiting] == [10] * 4
+
+
+@pytest.mark.usefixtures("endless_slices")
+def test_cancelling_tells_every_thread_that_waits_for_the_call(executor: Served) -> None:
+    call = executor.connect("never").spawn(1)
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(call.get) for _ in range(3)]
+        asleep(call, 3)
+        assert call.cancel() is True
+        for each in waiting:
+            assert isinstance(each.exception(PATIENCE_S), errors.CallCancelled)
+
+
+def asleep(call: shmbatch.FunctionCall, count: int) -> None:
+    sleepers = call._connection._sleepers
+    processes.wait_until(lambda: sleepers.get(call._ticket) == count, "the threads wait")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError])
+def test_a_result_that_cannot_be_finished_fails_its_call_as_what_it_is(
+    executor: Served, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """What goes wrong with a result must not be taken for what is wrong with its ticket."""
+
+    def finish(result: int) -> int:
+        raise kind(f"cannot make anything of {result}")
+
+    processes.hang_up()
+    monkeypatch.setattr(connection_module, "finisher", lambda *_: finish)
+    add = executor.connect("add")
+    with pytest.raises(kind, match="cannot make anything of 3"):
+        add.remote(1, 2)
+    with pytest.raises(kind, match="cannot make anything of 3"):
+        asyncio.run(_get_one(add))
+    call = add.spawn(1, 2)
+    for _ in range(2):
+        with pytest.raises(kind, match="cannot make anything of 3"):
+            call.get()
+    pending = [add.spawn(1, 2) for _ in range(200)]  # most are stashed
+    assert {type(each) for each in gather(*pending, return_exceptions=True)} == {kind}
+    slots_come_back(add)
+    processes.hang_up()
+
+
 # ---- maps ------------------------------------------------------------------------------------
+
+
+def _calls_alive() -> int:
+    gc.collect()
+    return sum(type(each) is shmbatch.FunctionCall for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_map_over_an_endless_iterator_holds_no_more_than_its_window(
+    add: shmbatch.Function, ordered: bool
+) -> None:
+    window = 16  # two batches
+    read = 0
+
+    def endless() -> Iterator[tuple[int, int]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read, 1
+
+    results = add.starmap(endless(), order_outputs=ordered)
+    for seen, _ in zip(range(2000), results, strict=False):
+        assert read - seen <= window
+        if seen % 500 == 0:
+            assert _calls_alive() <= window
+    results.close()  # type: ignore[attr-defined]
+    assert _calls_alive() == 0
+    assert add.connect().stash == {}
+
+    async def main() -> None:
+        nonlocal read
+        read = seen = 0
+        results = add.starmap.aio(endless(), order_outputs=ordered)
+        async for _ in results:
+            assert read - seen <= window
+            seen += 1
+            if seen == 2000:
+                break
+        assert _calls_alive() <= window
+        await results.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+    assert _calls_alive() == 0
+    slots_come_back(add)
+
+
+def test_for_each_keeps_nothing_of_what_is_done(add: shmbatch.Function) -> None:
+    def inputs() -> Iterator[int]:
+        for x in range(2000):
+            if x % 500 == 0:
+                assert _calls_alive() <= 16
+            yield x
+
+    add.for_each(inputs(), itertools.repeat(1))
+    asyncio.run(add.for_each.aio(inputs(), itertools.repeat(1)))
+    assert add.connect().stash == {}
+
+
+def test_a_consumer_that_leaves_a_map_cancels_what_is_in_flight(executor: Served) -> None:
+    add = executor.connect("add")
+    connection = add.connect()
+
+    def breaks() -> None:
+        for _ in add.map(itertools.count(), itertools.repeat(1)):
+            break
+
+    def fails() -> None:
+        try:
+            for result in add.map(itertools.count(), itertools.repeat(1), order_outputs=False):
+                raise KeyError(result)
+        except KeyError:
+            pass
+
+    def closes() -> None:
+        results = add.map(itertools.count(), itertools.repeat(1))
+        next(results)
+        results.close()
+
+    async def closed() -> None:
+        results = add.map.aio(itertools.count(), itertools.repeat(1))
+        async for _ in results:
+            break
+        await results.aclose()
+
+    async def cancelled() -> None:
+        never = executor.connect("never")
+
+        async def consume() -> None:
+            async for _ in never.map.aio(range(30)):
+                raise AssertionError
+
+        task = asyncio.create_task(consume())
+        ring = never.connect().ring
+        while ring.free_slots > 128 - 30:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        slots_come_back(never)
+
+    for leave in (breaks, fails, closes, lambda: asyncio.run(closed())):
+        leave()
+        assert _calls_alive() == 0
+        slots_come_back(add)
+        assert connection.stash == {}
+    asyncio.run(cancelled())
+    assert _calls_alive() == 0
 
 
 def test_map_yields_in_the_order_of_its_inputs(add: shmbatch.Function) -> None:
@@ -450,12 +1127,11 @@ def test_a_slow_iterator_does_not_keep_results_back(executor: Served) -> None:
 
     def inputs() -> Iterator[int]:
         yield 1
-        processes.wait_until(lambda: executor.statistics("add")["calls_done"] > done, "it ran")
+        processes.wait_until(lambda: add.connect().ring.finished(True), "it ran")
         yield 2
         assert seen == [2]
         yield 3
 
-    done = executor.statistics("add")["calls_done"]
     for result in add.map(inputs(), [1, 1, 1]):
         seen.append(result)
     assert seen == [2, 3, 4]
@@ -709,6 +1385,14 @@ def test_a_closed_event_loop_does_not_keep_results_from_others(
     assert module_gate.arrived() == [2]
 
 
+def test_hanging_up_is_logged_once(executor: Served, caplog: pytest.LogCaptureFixture) -> None:
+    connection = executor.connect("add").connect()
+    with caplog.at_level(logging.DEBUG, "shmbatch.client"):
+        connection.close()
+        connection.close()
+    assert caplog.messages == [f"hung up on 'calls.add' (process {executor.pid})"]
+
+
 def test_event_loops_one_after_the_other_use_one_connection(executor: Served) -> None:
     add = executor.connect("add")
 
@@ -859,3 +1543,19 @@ def test_a_fork_inside_a_running_event_loop_connects_anew(executor: Served) -> N
         assert await waiting == 4
 
     asyncio.run(main())
+
+
+def test_a_fork_in_the_middle_of_a_map_ends_quietly_in_the_child(executor: Served) -> None:
+    add = executor.connect("add")
+    results = add.map(range(100), range(100))
+    assert next(results) == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            results.close()
+            os._exit(0)
+        except BaseException:
+            os._exit(2)
+    status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status[1]) == 0
+    assert list(results) == [2 * x for x in range(1, 100)]

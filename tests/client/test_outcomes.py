@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import shmbatch
 from shmbatch import errors
+from shmbatch.protocol._core import OPEN
 from tests import processes
 from tests.processes import PATIENCE_S, Gate, Program, Served
 
@@ -23,7 +25,7 @@ FAULTY = "outcomes.py"
 
 
 @pytest.fixture(scope="module")
-def executor(module_gate: Gate) -> Iterator[Served]:
+def executor(transport: str, module_gate: Gate) -> Iterator[Served]:
     """One executor for the tests that let it live."""
     with processes.served(FAULTY, "outcomes") as executor:
         yield executor
@@ -285,6 +287,16 @@ def test_every_kind_of_waiter_hears_of_the_executors_death(mortal: Served) -> No
             assert f"(process {mortal.pid}) died" in str(error) or "no executor" in str(error)
 
 
+def test_a_call_that_is_only_asked_whether_it_is_done_hears_of_the_executors_death(
+    mortal: Served,
+) -> None:
+    call = mortal.connect("never").spawn(1)
+    mortal.process.kill()
+    processes.wait_until(call.done, "the call is done")
+    with pytest.raises(errors.ExecutorGone):
+        call.get(timeout=0)
+
+
 def test_a_finished_result_is_delivered_after_the_executors_death(mortal: Served) -> None:
     call = mortal.connect("double").spawn(4)
     processes.wait_until(
@@ -408,6 +420,72 @@ def test_who_waits_for_a_slot_of_a_draining_executor_is_told(mortal: Served, gat
         # One that found a slot before the executor saw the signal has its result.
         assert isinstance(outcome, errors.ExecutorClosed | int), outcome
     assert [call.get() for call in pending] == [0] * capacity
+
+
+def test_a_map_into_a_drain_yields_what_was_published_and_then_raises(
+    mortal: Served, gate: Gate
+) -> None:
+    held = mortal.connect("held")
+    ring = held.connect().ring
+
+    def inputs() -> Iterator[int]:
+        yield 1
+        assert gate.arrived() == [1]
+        yield from (2, 3)
+        mortal.signal(signal.SIGTERM)
+        gate.open(2)
+        processes.wait_until(lambda: ring.status != OPEN, "the executor drains")
+        yield from itertools.count(4)
+
+    results = held.map(inputs())
+    assert [next(results) for _ in range(3)] == [10, 20, 30]
+    with pytest.raises(errors.ExecutorClosed):
+        next(results)
+
+
+def test_an_async_map_into_a_drain_yields_what_was_published_and_then_raises(
+    mortal: Served, gate: Gate
+) -> None:
+    held = mortal.connect("held")
+    ring = held.connect().ring
+
+    async def inputs() -> AsyncIterator[int]:
+        yield 1
+        assert await asyncio.to_thread(gate.arrived) == [1]
+        for x in (2, 3):
+            yield x
+        mortal.signal(signal.SIGTERM)
+        gate.open(2)
+        processes.wait_until(lambda: ring.status != OPEN, "the executor drains")
+        for x in itertools.count(4):
+            yield x
+
+    async def main() -> None:
+        results = held.map.aio(inputs(), return_exceptions=True)
+        assert [await anext(results) for _ in range(3)] == [10, 20, 30]
+        # By now the executor may have come to its end, and nobody may serve the name.
+        with pytest.raises((errors.ExecutorClosed, errors.ExecutorNotFound)):
+            await anext(results)
+
+    asyncio.run(main())
+
+
+def test_a_caller_hears_at_the_deadline_though_the_executor_is_stopped(mortal: Served) -> None:
+    double = mortal.connect("double")
+    hasty = double.with_options(deadline_ms=20)
+    mortal.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.DeadlineExceeded):
+            hasty.remote(1)
+        with pytest.raises(errors.DeadlineExceeded):
+            asyncio.run(awaited(hasty))
+    finally:
+        mortal.signal(signal.SIGCONT)
+    assert double.remote(2) == 4
+
+
+async def awaited(double: shmbatch.Function) -> Any:
+    return await double.remote.aio(1)
 
 
 def test_a_second_signal_ends_the_executor_at_once(mortal: Served, gate: Gate) -> None:
