@@ -12,17 +12,22 @@ from . import errors
 if TYPE_CHECKING:
     from .app.app import App
     from .app.decorators import batched
-    from .client.asking import statistics, stop
+    from .app.ensuring import ensure
+    from .client.asking import statistics
     from .client.call import FunctionCall
     from .client.connecting import connect
     from .client.function import Function
+    from .client.stopping import stop
+    from .contract.ragged import Padded
 
 __all__ = [
     "App",
     "Function",
     "FunctionCall",
+    "Padded",
     "batched",
     "connect",
+    "ensure",
     "errors",
     "statistics",
     "stop",
@@ -32,10 +37,12 @@ _HOMES = {
     "App": "app.app",
     "Function": "client.function",
     "FunctionCall": "client.call",
+    "Padded": "contract.ragged",
     "batched": "app.decorators",
     "connect": "client.connecting",
+    "ensure": "app.ensuring",
     "statistics": "client.asking",
-    "stop": "client.asking",
+    "stop": "client.stopping",
 }
 
 

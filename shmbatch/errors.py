@@ -11,6 +11,7 @@
       RingFull              no slot became free in time
       CallTimeout           the caller's timeout passed              (also TimeoutError)
       CallCancelled         the caller cancelled this call
+      DeadlineExceeded      it was not launched by its deadline_ms   (also TimeoutError)
       BatchResultError      the function did not return one result per input
       ResultError           one result does not fit its declared type
       RemoteError           the function raised something this process cannot rebuild
@@ -67,6 +68,10 @@ class CallCancelled(ShmbatchError):
     """The caller cancelled this call."""
 
 
+class DeadlineExceeded(ShmbatchError, TimeoutError):
+    """The call was not launched by its deadline; it never ran and never will."""
+
+
 class BatchResultError(ShmbatchError):
     """The function did not return a list or a stack with one result per input."""
 
@@ -113,3 +118,11 @@ class NameTaken(ShmbatchError):
 
 class ProtocolError(ShmbatchError):
     """The peer broke the protocol: a bug, or somebody overwrote the shared memory."""
+
+
+def rebuilt(name: object, message: object, unknown: type[ShmbatchError]) -> ShmbatchError:
+    """Return the error that another process reports; as *unknown* where it is none of these."""
+    kind = globals().get(str(name))
+    if not (isinstance(kind, type) and issubclass(kind, ShmbatchError)):
+        kind = unknown
+    return kind(str(message))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import shmbatch
+from shmbatch.protocol import owners
 
 PATIENCE_S = 60
 ROOT = Path(shmbatch.__file__).parents[1]
@@ -62,6 +63,45 @@ SERVED = """
     @shmbatch.batched(max_batch_size=4, wait_ms=0)
     def pid(xs: list[int]) -> list[int]:
         return [os.getpid() for _ in xs]
+"""
+
+
+# Is not loaded before there is a file `go` beside it, so that a test decides when.
+SLOW = """
+    import pathlib, time
+    while not pathlib.Path(__file__).with_name("go").exists():
+        time.sleep(0.001)
+"""
+
+# Goes behind SERVED: says that it runs with a file `entered`, ends when there is one `gate`.
+GATED = """
+    import asyncio, pathlib
+
+    @app.function()
+    @shmbatch.batched(max_batch_size=1, wait_ms=0)
+    async def gated(xs: list[int]) -> list[int]:
+        here = pathlib.Path(__file__)
+        here.with_name("entered").touch()
+        while not here.with_name("gate").exists():
+            await asyncio.sleep(0.001)
+        return xs
+"""
+
+# Says that it is being imported with a file `importing`, and never comes to an end.
+HANGING = """
+    import pathlib, time
+    pathlib.Path(__file__).with_name("importing").touch()
+    time.sleep(600)
+"""
+# The same, and goes on when it is interrupted.
+DEAF = """
+    import pathlib, time
+    pathlib.Path(__file__).with_name("importing").touch()
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            pass
 """
 
 
@@ -160,6 +200,27 @@ def _command(arguments: tuple[object, ...], python: bool) -> list[str]:
     return [*command, *map(str, arguments)]
 
 
+def processes_of(file: Path) -> list[int]:
+    """Return the processes whose command line has *file* in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if os.fsencode(file) in words:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where executors in the background log by default, in a test that starts some."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "shmbatch"
+
+
 @pytest.fixture(autouse=True)
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Have names served in a directory of this test's own; at the end none may be left."""
@@ -169,4 +230,7 @@ def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("SHMBATCH_NAMES", raising=False)
         yield path
+        for owner in owners.owners():  # in the background, of a test that failed
+            if owner.pid is not None and owner.pid != os.getpid():
+                os.kill(owner.pid, signal.SIGKILL)
         assert sorted(path.iterdir()) == [], "a name is left"

@@ -14,8 +14,9 @@ from ..contract.signature import signature_of, source_file
 from ..errors import ConfigError
 from ..protocol.names import Address, check_name
 from ..protocol.spinning import wait_mode
-from ..protocol.transport import TRANSPORTS
+from ..protocol.transport import transport_name
 from .decorators import Batched
+from .paths import resolved
 from .running import Running
 
 
@@ -33,7 +34,7 @@ class App:
         file = sys._getframe(1).f_globals.get("__file__")
         if name is None and file is None:
             raise ConfigError("App needs a name here, where there is no file to take it from")
-        self.file = None if file is None else Path(file).resolve()
+        self.file = None if file is None else resolved(Path(file))
         self.name = check_name(name if name is not None else Path(str(file)).stem, "app name")
         self.definitions: dict[str, Definition] = {}
         self.entrypoints: dict[str, Callable[..., Any]] = {}
@@ -60,12 +61,17 @@ class App:
                 )
             name = check_name(batched.function.__name__, "function name")
             address = Address(self.name, name)
-            signature = signature_of(batched.function, str(address))
+            signature = signature_of(batched.function, str(address), batched.values)
             source_file(batched.function)  # an interactive function cannot be served
             if name in self.definitions:
                 raise ConfigError(f"app {self.name!r} has a function {name!r} already; rename one")
             self.definitions[name] = Definition(
-                name, batched.function, signature, batched.parameters, batched.slots
+                name,
+                batched.function,
+                signature,
+                batched.parameters,
+                batched.slots,
+                batched.lockstep,
             )
             return Function(address, local=batched.function, signature=signature)
 
@@ -108,11 +114,11 @@ class App:
         Args:
             wait: ``"auto"``, ``"spin"`` or ``"park"``, for the executor and, through
                 SHMBATCH_WAIT, for producers started meanwhile.
-            transport: ``"linux"`` or ``"posix"``.
+            transport: ``"linux"`` or ``"posix"``; by default what SHMBATCH_TRANSPORT says.
 
         Raises:
             ConfigError: the app has no functions, or no file that an executor could load; or
-                an argument is wrong.
+                an argument or SHMBATCH_TRANSPORT is wrong.
             LoadError: the executor could not load the file.
         """
         if self.file is None:
@@ -121,10 +127,7 @@ class App:
             raise ConfigError(f"app {self.name!r} has no functions; add one with @app.function()")
         if wait is not None:
             wait_mode(wait)
-        if transport is not None and transport not in TRANSPORTS:
-            raise ConfigError(
-                f"transport is {transport!r}; it must be one of {', '.join(TRANSPORTS)}"
-            )
+        transport_name(transport)
         return Running(self.name, self.file, wait=wait, transport=transport)
 
     def __repr__(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.batching import BatchParameters, batch_parameters, slot_capacity
+from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
 from ..errors import ConfigError
 
 
@@ -18,6 +19,8 @@ class Batched:
     function: Callable[..., Any]
     parameters: BatchParameters
     slots: int | None
+    lockstep: bool = False
+    values: ValueOptions = field(default_factory=ValueOptions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError(
@@ -34,6 +37,11 @@ def batched(
     max_batch_size: int = _MISSING,
     wait_ms: float = _MISSING,
     slots: int | None = None,
+    lockstep: bool = False,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_lengths: Mapping[str, int] | None = None,
+    ragged: str = "list",
+    codec: str | None = None,
 ) -> Callable[[Callable[..., Any]], Batched]:
     """Make a function on lists run on batches of single calls.
 
@@ -46,6 +54,17 @@ def batched(
             600000, fractions allowed. Keyword-only, required.
         slots: calls that one producer can have pending; by default twice *max_batch_size* and
             at least 64.
+        lockstep: a batch is also due when every producer has as many calls outstanding as it
+            had lately at most, so that nobody is left to wait for. For producers that call,
+            wait, and call again: they never sit out *wait_ms*, which remains the bound.
+        max_bytes: most bytes of one str (in UTF-8), bytes, array of a ``list[np.ndarray]``, or
+            value in MessagePack or pickled; 1 to 2**32. Every slot has room for that.
+        max_lengths: most elements along each named axis beside the batch, as ``{"seq": 512}``.
+        ragged: what the function gets for parameters with named axes: ``"list"``, a list of
+            arrays; ``"pad"``, a pair (rows, lengths) of a stack padded with zeros and the true
+            lengths. With ``"pad"`` it may return such a pair as well.
+        codec: ``"pickle"`` has every value travel as a pickle, whatever the annotations say;
+            None, as they say.
 
     Raises:
         ConfigError: a value is missing or out of bounds, or what is decorated is no function.
@@ -60,6 +79,9 @@ def batched(
             raise ConfigError(f"@batched needs {name}; write @shmbatch.batched({name}=...)")
     parameters = batch_parameters(max_batch_size, wait_ms)
     slot_capacity(max_batch_size, slots, 0, 0)  # checks slots
+    if not isinstance(lockstep, bool):
+        raise ConfigError(f"lockstep is {lockstep!r:.100}; use True or False")
+    values = value_options(max_bytes, max_lengths, ragged, codec)
 
     def decorate(function: Callable[..., Any]) -> Batched:
         if inspect.isclass(function):
@@ -68,6 +90,6 @@ def batched(
             )
         if not inspect.isfunction(function):
             raise ConfigError(f"@batched decorates {function!r}; it must be a function")
-        return Batched(function, parameters, slots)
+        return Batched(function, parameters, slots, lockstep, values)
 
     return decorate

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import LoadError
 from .app import App
+from .paths import resolved
 
 
 def load_file(path: Path) -> ModuleType:
@@ -22,7 +23,7 @@ def load_file(path: Path) -> ModuleType:
     Raises:
         LoadError: the file is missing, its stem is no module name or is taken, or it raises.
     """
-    path = path.resolve()
+    path = resolved(path)
     if not path.is_file():
         raise LoadError(f"there is no file '{path}'")
     name = path.stem
@@ -30,7 +31,8 @@ def load_file(path: Path) -> ModuleType:
         raise LoadError(f"'{path.name}' cannot be imported; name it like a module, as in sums.py")
     known = sys.modules.get(name)
     if known is not None:
-        if Path(getattr(known, "__file__", None) or "").resolve() == path:
+        known_file = getattr(known, "__file__", None)
+        if known_file and resolved(Path(known_file)) == path:
             return known
         raise LoadError(f"'{path}' has the name of module {name!r}, in use already; rename it")
     spec = importlib.util.spec_from_file_location(name, path)

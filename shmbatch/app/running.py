@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from .. import errors
 from ..client import pool
-from ..errors import ExecutorGone, ShmbatchError
-from ..protocol import names
+from ..errors import ConfigError, ExecutorGone
+from ..protocol import descriptors, names, ownership
+from .launching import command, kept
+from .reports import Reports, error_in
 
 
 class Running:
@@ -36,28 +36,23 @@ class Running:
 
     def __enter__(self) -> Running:
         if self._child is not None:
-            raise errors.ConfigError(f"app {self._app!r} runs already in this context")
+            raise ConfigError(f"app {self._app!r} runs already in this context")
         self._private = f"run-{secrets.token_hex(6)}"
-        ready_out, ready_in = os.pipe()
-        # Not a pipe: a fork of ours would keep its other end open after our death.
-        lifeline = os.pidfd_open(os.getpid())
+        starting = descriptors.needed(f"start an executor of '{self._file}'")
+        with starting, ExitStack() as undone:
+            ready_out, ready_in = os.pipe()
+            undone.callback(os.close, ready_out)
+            with ExitStack() as passed:
+                ready_in = kept(ready_in)
+                passed.callback(os.close, ready_in)
+                # Not a pipe: a fork of ours would keep its other end open after our death.
+                lifeline = kept(os.pidfd_open(os.getpid()))
+                passed.callback(os.close, lifeline)
+                self._child = self._started(ready_in, lifeline)
+            undone.pop_all()
         try:
-            self._child = subprocess.Popen(
-                self._command(ready_in, lifeline),
-                pass_fds=(ready_in, lifeline),
-                stdin=subprocess.DEVNULL,
-                # A Ctrl-C is for us; the executor drains when we leave.
-                start_new_session=True,
-            )
-        finally:
-            os.close(ready_in)
-            os.close(lifeline)
-            if self._child is None:
-                os.close(ready_out)
-        try:
-            with os.fdopen(ready_out, "rb") as pipe:
-                # One line, not all: a child that the file started may hold the other end.
-                self._check(pipe.readline())
+            with Reports(ready_out) as reports:
+                self._wait_until_ready(reports)
         except BaseException:
             self._end()
             raise
@@ -86,27 +81,39 @@ class Running:
                 os.environ["SHMBATCH_WAIT"] = self._outer_wait
         self._end()
 
-    def _command(self, ready_fd: int, lifeline_fd: int) -> list[str]:
-        command = [sys.executable, "-P", "-m", "shmbatch", "start", str(self._file)]
-        command += ["--name", self._private, "--app", self._app]
-        command += ["--ready-fd", str(ready_fd), "--supervisor-fd", str(lifeline_fd)]
-        if self._wait is not None:
-            command += ["--wait", self._wait]
-        if self._transport is not None:
-            command += ["--transport", self._transport]
-        return command
+    def _started(self, ready_fd: int, lifeline: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command(
+                self._file,
+                "--supervisor-fd",
+                str(lifeline),
+                name=self._private,
+                app=self._app,
+                transport=self._transport,
+                wait=self._wait,
+                ready_fd=ready_fd,
+            ),
+            pass_fds=(ready_fd, lifeline),
+            stdin=subprocess.DEVNULL,
+            # A Ctrl-C is for us; the executor drains when we leave.
+            start_new_session=True,
+        )
 
-    def _check(self, report: bytes) -> None:
-        """Raise what kept the executor from getting ready."""
-        if not report:
+    def _wait_until_ready(self, reports: Reports) -> None:
+        """Raise what keeps the executor from getting ready."""
+        assert self._child is not None
+        pidfd = os.pidfd_open(self._child.pid)  # not reaped yet, so certainly its own
+        try:
+            report = reports.next(pidfd, None)
+        finally:
+            os.close(pidfd)
+        if report is None:
             raise ExecutorGone(
                 f"the executor of app {self._app!r} died while it started; see its output above"
             )
-        answer = json.loads(report)
-        if answer.get("ready"):
-            return
-        kind = getattr(errors, str(answer.get("error")), ShmbatchError)
-        raise kind(str(answer.get("message")))
+        error = error_in(report)
+        if error is not None:
+            raise error
 
     def _end(self) -> None:
         """Have the executor drain, and wait until it is gone."""
@@ -116,5 +123,5 @@ class Running:
         if child.poll() is None:
             child.terminate()
         if child.wait() != 0:
-            names.sweep()  # it was killed, and could not remove its own
+            ownership.sweep()  # it was killed, and could not remove its own
         pool.forget(self._private)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from typing import NoReturn
 
 import click
 
 from ..errors import ShmbatchError
+from ..protocol.descriptors import shortage
 
-_VERBS = ("run", "start", "stop", "stats")
+_VERBS = ("run", "start", "stop", "ps", "stats")
 
 
 class _Verbs(click.Group):
@@ -39,11 +41,20 @@ def _group() -> None:
 
 def main() -> None:
     """Run the command line; the script ``shmbatch``."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
-    )
+    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, format=form)
+    logging.getLogger("shmbatch").setLevel(logging.INFO)  # other libraries' warnings only
     try:
         _group(prog_name="shmbatch")
     except ShmbatchError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        told = shortage("go on", error)
+        if told is None:
+            raise
+        _fail(told)
+
+
+def _fail(error: ShmbatchError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..protocol.spinning import MODES
+from ..protocol.transport import TRANSPORTS
 
 
 @click.command("run")
@@ -16,8 +17,7 @@ from ..protocol.spinning import MODES
 @click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
 @click.option(
     "--transport",
-    type=click.Choice(["linux", "posix"]),  # TRANSPORTS would import the core
-    envvar="SHMBATCH_TRANSPORT",
+    type=click.Choice(TRANSPORTS),
     help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
 )
 @click.option(

@@ -1,20 +1,45 @@
-"""``shmbatch start FILE``: the executor daemon, in the foreground."""
+"""``shmbatch start FILE``: the executor daemon, in the foreground or in the background."""
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..contract.definition import Definition
+from ..app.reports import Reporter, report_of
 from ..errors import LoadError, ShmbatchError
+from ..protocol.descriptors import shortage
 from ..protocol.spinning import MODES
+from ..protocol.transport import TRANSPORTS, transport_name
+from .printing import say
+
+if TYPE_CHECKING:
+    from ..app.app import App
+    from ..contract.definition import Definition
+
+log = logging.getLogger("shmbatch.executor")
+
+_TAIL_LINES = 20
+
+
+class _Seconds(click.FloatRange):
+    """A duration; NaN, which is in no range, is not refused by the range's own check."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        seconds = super().convert(value, param, context)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no duration.", param, context)
+        return seconds
 
 
 @click.command("start")
@@ -23,11 +48,8 @@ from ..protocol.spinning import MODES
 @click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
 @click.option(
     "--transport",
-    type=click.Choice(["linux", "posix"]),  # TRANSPORTS would import the core
-    default="linux",
-    envvar="SHMBATCH_TRANSPORT",
-    show_default=True,
-    help="How segments are made and sleepers woken. [env: SHMBATCH_TRANSPORT]",
+    type=click.Choice(TRANSPORTS),
+    help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
 )
 @click.option(
     "--wait",
@@ -38,41 +60,94 @@ from ..protocol.spinning import MODES
     help="How the executor waits for calls: auto spins where a CPU is spare, spin always does, "
     "park never. [env: SHMBATCH_WAIT]",
 )
+@click.option("--detach", is_flag=True, help="Run in the background; return when it serves.")
+@click.option(
+    "--log",
+    "log_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With --detach: append what it says to this file, by default to "
+    "~/.local/state/shmbatch/NAME.log.",
+)
+@click.option(
+    "--timeout",
+    type=_Seconds(min=0),
+    metavar="SECONDS",
+    help="With --detach: stop it if it does not serve by then; 120 by default.",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--supervisor-fd", type=int, hidden=True)
+@click.option("--background", is_flag=True, hidden=True)
+@click.option("--log-since", type=int, hidden=True)  # and have it move when the name is known
 def command(
     file: Path,
     name: str | None,
     app_name: str | None,
-    transport: str,
+    transport: str | None,
     wait: str,
+    detach: bool,
+    log_file: Path | None,
+    timeout: float | None,
     ready_fd: int | None,
     supervisor_fd: int | None,
+    background: bool,
+    log_since: int | None,
 ) -> None:
     """Serve FILE's functions until stopped.
 
     SIGTERM, Ctrl-C and `shmbatch stop` let calls already made finish; a second signal does not.
     """
-    from ..app.load import find_app, load_file
+    transport = transport_name(transport)
+    if detach:
+        _detach(file, name, app_name, transport, wait, log_file, timeout)
+        return
+    for option, value in (("--log", log_file), ("--timeout", timeout)):
+        if value is not None:
+            raise click.UsageError(f"{option} goes with --detach")
+    report = Reporter(ready_fd)
+    if background:
+        # Before anything is imported that may start threads, which a fork would lose.
+        _fork()
+        report.make({"pid": os.getpid()})
+    from ..executor.notifying import notifier
+
+    notify = notifier()
+    if ready_fd is not None:
+        notify = _tell_nobody  # it is for who started us, not for us
+        if not background:
+            # A child of somebody: what it says is the parent's business.
+            logging.getLogger("shmbatch").setLevel(logging.WARNING)
+    if supervisor_fd is not None:
+        os.set_inheritable(supervisor_fd, False)
+    try:
+        _serve(file, name, app_name, transport, wait, report, supervisor_fd, notify, log_since)
+    except ShmbatchError as error:
+        if ready_fd is None:
+            raise
+        if background:
+            log.error("%s", error)
+        report.make(report_of(error))
+        sys.exit(1)  # who started us says why
+
+
+def _serve(
+    file: Path,
+    name: str | None,
+    app_name: str | None,
+    transport: str,
+    wait: str,
+    report: Reporter,
+    supervisor_fd: int | None,
+    notify: Any,
+    log_since: int | None,
+) -> None:
+    from ..app.load import load_file
+    from ..app.paths import resolved
     from ..client.function import serving
     from ..executor.process import serve
 
-    if ready_fd is not None:
-        os.set_inheritable(ready_fd, False)
-        # A child of somebody: what it says is the parent's business.
-        logging.getLogger("shmbatch").setLevel(logging.WARNING)
-    if supervisor_fd is not None:
-        os.set_inheritable(supervisor_fd, False)
-
-    def report(message: dict[str, Any]) -> None:
-        nonlocal ready_fd
-        if ready_fd is not None:
-            with os.fdopen(ready_fd, "w") as pipe:
-                pipe.write(json.dumps(message) + "\n")
-            ready_fd = None
-
     def load() -> Sequence[Definition]:
-        app = find_app(load_file(file), app_name)
+        app = _find_app(load_file(file), app_name, name)
         serving(app.name)
         serving(served)
         if not app.definitions:
@@ -81,17 +156,92 @@ def command(
 
     try:
         # The name is needed before the file is loaded, unless the file has to say it.
-        served = name if name is not None else find_app(load_file(file), app_name).name
+        served = name if name is not None else _find_app(load_file(file), app_name, None).name
+        if log_since is not None and served != file.stem:
+            from ..app.detaching import move_log
+
+            report.make({"name": served, "start": move_log(served, log_since)})
         serve(
             served,
             load,
             transport=transport,
             wait=wait,
-            ready=lambda: report({"ready": True}),
+            ready=lambda: report.make({"ready": True, "name": served}, last=True),
             supervisor_fd=supervisor_fd,
+            file=resolved(file),
+            notify=notify,
         )
-    except ShmbatchError as error:
-        if ready_fd is None:
+    except OSError as error:
+        told = shortage(f"serve '{file}'", error)
+        if told is None:
             raise
-        report({"error": type(error).__name__, "message": str(error)})
-        sys.exit(1)  # who started us says why
+        raise told from error
+
+
+def _find_app(module: ModuleType, app_name: str | None, served: str | None) -> App:
+    """Return the app called *app_name*, else that called as it is served, else the only one."""
+    from ..app.load import find_app
+
+    if app_name is None and served is not None:
+        try:
+            return find_app(module, served)
+        except LoadError:
+            pass
+    return find_app(module, app_name)
+
+
+def _tell_nobody(**state: object) -> None:
+    pass
+
+
+def _fork() -> None:
+    """Go on in a child of a child: not the session's leader, so that no terminal becomes ours."""
+    if os.fork():
+        os._exit(0)
+
+
+def _detach(
+    file: Path,
+    name: str | None,
+    app_name: str | None,
+    transport: str,
+    wait: str,
+    log_file: Path | None,
+    timeout: float | None,
+) -> None:
+    from ..app.detaching import TIMEOUT_S, Detached, Log, too_slow
+    from ..protocol import directory, ownership
+    from ..protocol.clock import deadline_ns
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C while we wait
+    timeout = TIMEOUT_S if timeout is None else timeout
+    deadline = deadline_ns(timeout)
+    ownership.sweep()
+    if name is not None:
+        directory.socket_path(name)  # says what is wrong with it
+    with (
+        Log(log_file, name if name is not None else file.stem) as opened,
+        Detached(
+            file,
+            name,
+            opened,
+            app=app_name,
+            transport=transport,
+            wait=wait,
+            log_moves=name is None and log_file is None,
+        ) as executor,
+    ):
+        try:
+            executor.wait(deadline)
+        except BaseException as error:
+            executor.end()
+            if isinstance(error, TimeoutError):
+                raise too_slow(executor, timeout) from None
+            if isinstance(error, ShmbatchError):
+                tail = opened.tail()
+                if tail and tail[-1].endswith(str(error)):  # which is said below
+                    tail.pop()
+                for line in tail[-_TAIL_LINES:]:
+                    click.echo(line, err=True)
+            raise
+        say(f"{executor.name} is served by process {executor.pid}, log {opened.path}")

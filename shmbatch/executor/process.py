@@ -11,11 +11,12 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..contract.definition import Definition
-from ..protocol import _core, names
+from ..protocol import _core, ownership, snapshot
 from ..protocol.spinning import wait_mode
 from ..protocol.transport import executor_transport
 from .control import Control
@@ -37,16 +38,21 @@ def serve(
     wait: str | None = None,
     ready: Callable[[], None] = lambda: None,
     supervisor_fd: int | None = None,
+    file: Path | None = None,
+    notify: Callable[..., None] = lambda **state: None,
 ) -> None:
     """Serve functions under *name* until told to stop. Call it in the main thread.
 
-    SIGTERM, SIGINT and ``shmbatch stop`` drain; a second signal ends the process at once.
+    SIGTERM, SIGINT and ``shmbatch stop`` drain; a second signal ends the process at once. SIGHUP
+    drains where there is a terminal that can hang up, and is ignored where there is none.
 
     Args:
         load: returns what to serve; called once the name is ours, so that a refused executor
             loads nothing.
         ready: called when producers can attach.
         supervisor_fd: as of `Control`.
+        file: where the functions are from, for others to read.
+        notify: tells a service manager; see `notifying.notifier`.
 
     Raises:
         NameTaken: a live executor has the name.
@@ -54,9 +60,12 @@ def serve(
     """
     mode = wait_mode(wait)
     with ExitStack() as stack:
-        lock = stack.enter_context(names.NameLock.claim(name))
-        listener = stack.enter_context(_listen(str(lock.socket_path)))
         signals = stack.enter_context(_Signals())
+        lock = stack.enter_context(ownership.NameLock.claim(name))
+        ownership.sweep()  # what others left who died
+        lock.note(ownership.LOADING, file)
+        listener = stack.enter_context(_listen(str(lock.socket_path)))
+        notify(STATUS=f"loading {file or name}")
         definitions = load()
         half = executor_transport(transport)
         stack.callback(half.close)
@@ -75,6 +84,14 @@ def serve(
             function.warn_of_few_slots()
 
         def drain() -> None:
+            log.info(
+                "%s drains: %d calls waiting, %d in flight",
+                name,
+                sum(each.inbox.pending() for each in functions),
+                sum(each.inbox.running for each in functions),
+            )
+            lock.note(ownership.DRAINING, file)
+            notify(STOPPING=1, STATUS="draining")
             control.refuse()
             loop.drain()
 
@@ -85,7 +102,9 @@ def serve(
 
         def stop(now: bool) -> None:
             if now:
-                abort(1)
+                lost = sum(each.inbox.pending() + each.inbox.running for each in functions)
+                log.warning("%s stops now, %d calls lost", name, lost)
+                abort(0)  # as it was asked to: a service manager is not to start it again
             loop.post(drain)
 
         loop = Loop(functions, poller, events, lambda connection: control.disconnect(connection))
@@ -106,24 +125,44 @@ def serve(
         gc.freeze()
         control.start()
         signals.first, signals.second = partial(loop.post, drain), abort
-        log.info("%s serves %s", name, ", ".join(each.definition.name for each in functions))
+        served = ", ".join(each.definition.name for each in functions)
+        log.info("%s serves %s", name, served)
+        lock.note(ownership.SERVING, file)
+        notify(READY=1, STATUS=f"serving {served}")
         ready()
         loop.run()
-    log.info("%s has stopped", name)
+    totals = [snapshot.totals(each.counts(0)) for each in functions]
+    log.info(
+        "%s has stopped: %d calls done, %d of them failed, %d batches",
+        name,
+        sum(each.done for each in totals),
+        sum(each.failed for each in totals),
+        sum(each.batches for each in totals),
+    )
 
 
 class _Signals:
-    """SIGTERM and SIGINT: end at once while loading; then drain, and at the second end at once."""
+    """SIGTERM and SIGINT: end at once while loading; then drain, and at the second end at once.
+
+    SIGHUP says that the terminal is gone. Shell and kernel may both send it, so a second one means
+    no more than the first; and without a terminal it means something that we do not do, such as
+    to open log files anew.
+    """
 
     def __init__(self) -> None:
         self.first: Callable[[], None] | None = None
         self.second: Callable[[int], None] | None = None
         self._seen = False
         self._pid = os.getpid()
+        self._terminal = _has_terminal()
         self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # as a thread may have started us
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # and not ignored, as by nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             self._replaced[number] = signal.signal(number, self._handle)
         return self
 
@@ -136,12 +175,23 @@ class _Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if number == signal.SIGHUP and not self._terminal:
+            return
         if self.first is None or self.second is None:
             raise KeyboardInterrupt
-        if self._seen:
-            self.second(128 + number)
-        self._seen = True
+        if number != signal.SIGHUP:
+            if self._seen:
+                self.second(128 + number)
+            self._seen = True
         self.first()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _listen(path: str) -> socket.socket:

@@ -168,20 +168,19 @@ def test_parameters_that_are_no_columns_are_refused(app: shmbatch.App) -> None:
 
 
 def test_annotations_that_are_no_columns_are_refused(app: shmbatch.App) -> None:
-    def missing(xs) -> list[int]: ...  # type: ignore[no-untyped-def]
-    def no_result(xs: list[int]): ...  # type: ignore[no-untyped-def]
-    def strings(xs: list[str]) -> list[int]: ...
+    def lacking(xs: list[complex]) -> list[int]: ...
+    def no_result(xs: list[int]) -> None: ...
     def bare(xs: int) -> list[int]: ...
     def ragged(xs: Float32[np.ndarray, "batch length"]) -> list[int]: ...
     def no_batch(xs: Float32[np.ndarray, "3 4"]) -> list[int]: ...
     def many_dtypes(xs: Float[np.ndarray, "batch 3"]) -> list[int]: ...
     def unresolvable(xs: list[int], ys: Nowhere) -> list[int]: ...  # type: ignore[name-defined]
 
-    for function in (missing, strings, bare, ragged, no_batch, many_dtypes):
+    for function in (lacking, bare, ragged, no_batch, many_dtypes):
         message = refusal(app, function)
         assert f"parameter 'xs' of sums.{function.__name__}" in message
     assert "result of sums.no_result" in refusal(app, no_result)
-    assert "supported are list[int], list[float], list[bool]" in refusal(app, strings)
+    assert "MessagePack lacks complex; use a dataclass" in refusal(app, lacking)
     assert refusal(app, unresolvable) == (
         "annotation of parameter 'ys' of sums.unresolvable cannot be resolved "
         "(NameError: name 'Nowhere' is not defined); "

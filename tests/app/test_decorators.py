@@ -52,6 +52,13 @@ def test_a_wait_out_of_bounds_is_refused(wait_ms: object) -> None:
     )
 
 
+@pytest.mark.parametrize("lockstep", [None, 1, "yes"])
+def test_lockstep_is_true_or_false(lockstep: object) -> None:
+    assert refusal(max_batch_size=1, wait_ms=0, lockstep=lockstep) == (
+        f"lockstep is {lockstep!r}; use True or False"
+    )
+
+
 @pytest.mark.parametrize("slots", [0, 131_073, 1.5, True])
 def test_slots_out_of_bounds_are_refused(slots: object) -> None:
     assert refusal(max_batch_size=1, wait_ms=0, slots=slots) == (
@@ -87,3 +94,12 @@ def test_a_batched_function_without_an_app_cannot_be_called() -> None:
     assert str(caught.value) == (
         "'add' is batched but belongs to no app; put @app.function() above @shmbatch.batched(...)"
     )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"max_bytes": 0}, {"max_lengths": {"seq": -1}}, {"ragged": "stack"}, {"codec": "json"}],
+)
+def test_what_is_said_of_values_is_checked_at_once(said: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(said))):
+        shmbatch.batched(max_batch_size=2, wait_ms=0, **said)

@@ -1,5 +1,5 @@
 """A directory of sockets that no other test has."""
 
-from tests.programs import sockets
+from tests.programs import logs, sockets
 
-__all__ = ["sockets"]  # used by itself
+__all__ = ["logs", "sockets"]  # the latter is used by itself

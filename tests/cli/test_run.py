@@ -38,7 +38,7 @@ def test_the_first_program_takes_exactly_two_executions_of_sizes_2_and_1(tmp_pat
     """
     file = written(tmp_path, "sums.py", recording, FIRST_PROGRAM)
     with file.open("a") as program:  # goes on where the entrypoint ends
-        program.write("    print(modal.statistics('sums')['batch_add'])\n")
+        program.write("    print(modal.statistics('sums')['functions']['batch_add'])\n")
     result = ran("run", file)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "sizes").read_text() == "[1, 2] [300, 200]\n[3] [100]\n"
@@ -232,6 +232,7 @@ def test_what_fails_in_the_executor_alone_is_said_once(tmp_path: Path) -> None:
         ["start"],
         ["stop"],
         ["stats"],
+        ["ps", "served"],
         ["fly"],
     ],
 )
@@ -247,10 +248,40 @@ def test_the_transports_to_choose_from_are_those_there_are(verb: ModuleType) -> 
     assert tuple(option.type.choices) == TRANSPORTS
 
 
+@pytest.mark.no_transport
+@pytest.mark.parametrize("verb", [["run"], ["start"], ["start", "--detach"]])
+def test_a_transport_of_the_environment_that_there_is_not_is_one_line(
+    tmp_path: Path, verb: list[str]
+) -> None:
+    file = written(tmp_path, "first.py", FIRST_PROGRAM)
+    result = ran(*verb, file, SHMBATCH_TRANSPORT="carrier")
+    assert result.stderr == (
+        "error: SHMBATCH_TRANSPORT is 'carrier'; it must be one of linux, posix\n"
+    )
+    assert (result.stdout, result.returncode) == ("", 1)
+
+
 def test_help_and_version_are_status_0() -> None:
-    for verb in ("run", "start", "stop", "stats"):
+    verbs = ("run", "start", "stop", "ps", "stats")
+    for verb in verbs:
         assert ran(verb, "--help").returncode == 0
-    assert all(verb in ran("--help").stdout for verb in ("run", "start", "stop", "stats"))
+    assert all(verb in ran("--help").stdout for verb in verbs)
+
+
+@pytest.mark.no_transport
+def test_help_loads_nothing_that_takes_long() -> None:
+    code = """
+import sys
+from shmbatch.cli import main
+sys.argv = ["shmbatch", *sys.argv[1:]]
+try:
+    main()
+finally:
+    slow = ("numpy", "shmbatch.protocol._core", "asyncio")
+    print([name for name in slow if name in sys.modules])
+"""
+    for verb in ([], ["run"], ["start"], ["stop"], ["ps"], ["stats"]):
+        assert ran("-c", code, *verb, "--help", python=True).stdout.endswith("\n[]\n")
 
 
 @pytest.mark.parametrize(

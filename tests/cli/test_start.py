@@ -192,6 +192,7 @@ def test_an_executor_drains_when_its_supervisor_is_gone(tmp_path: Path) -> None:
         assert ended(process) == 0
 
 
+@pytest.mark.no_transport  # posix has no slots to be that greedy with; see test_posix
 def test_more_slots_than_there_is_memory_for_are_refused_and_others_go_on(tmp_path: Path) -> None:
     greedy = """
     import numpy as np

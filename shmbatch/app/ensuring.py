@@ -1,0 +1,175 @@
+"""`ensure`: a handle to a function that is served, by an executor that is started if need be."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from ..client.connecting import handle
+from ..client.function import Function
+from ..client.handshake import ANSWER_S
+from ..errors import ConfigError, ExecutorNotFound, NameTaken, ShmbatchError
+from ..protocol import names, owners, ownership
+from ..protocol.attempts import Attempt, Look
+from ..protocol.clock import deadline_ns, now_ns
+from ..protocol.transport import transport_name
+from .detaching import TIMEOUT_S, Detached, Log
+from .reports import error_in, report_of
+
+_ANSWER_S = 1.0  # an executor that serves is given this long to answer, however late it is
+_LOOK_S = (0.002, 0.005, 0.01, 0.02, 0.05)  # between looks at what others do
+
+
+def ensure(
+    address: str,
+    file: str | os.PathLike[str],
+    *,
+    timeout: float | None = TIMEOUT_S,
+    transport: str | None = None,
+    wait: str | None = None,
+    arrays: str = "native",
+    log: str | os.PathLike[str] | None = None,
+) -> Function:
+    """Connect to a function; if nobody serves it, start an executor of *file* first.
+
+    The executor runs in the background, as with ``shmbatch start --detach``, and outlives this
+    process. Many processes may do this at the same time: one of them starts it, all connect. If
+    the file does not load, all that have waited for it get the reason, and the next to come tries
+    again. Where somebody serves the name already, *file* is not looked at.
+
+    Args:
+        address: ``"app.function"`` or ``"app.Class.method"``. The executor serves under this
+            app's name, whatever the file calls its app; of several in the file, the one so named.
+        file: a relative path is taken from the working directory, which the executor keeps.
+        timeout: seconds to wait, None for ever. An executor that is not ready by then goes on.
+            Whatever it is, one that serves has a second to answer, and one that is started has
+            five to get a process of its own.
+        transport: of an executor that is started; by default what SHMBATCH_TRANSPORT says.
+        wait: ``"auto"``, ``"spin"`` or ``"park"``, for this process and for an executor that is
+            started; by default what SHMBATCH_WAIT says.
+        arrays: as of `connect`.
+        log: where an executor that is started logs; by default
+            ``~/.local/state/shmbatch/<app>.log``.
+
+    Raises:
+        LoadError: the file is missing, or does not load.
+        ExecutorGone: an executor that was started died without a word.
+        ExecutorNotFound: no executor was ready in time.
+        HandshakeError: the executor has another version, or no such function.
+        ConfigError: an argument or SHMBATCH_TRANSPORT is wrong, or the log file cannot be used.
+    """
+    deadline = deadline_ns(timeout)
+    function = handle(address, arrays=arrays, wait=wait)
+    app = function.address.app
+    transport_name(transport)
+    if names.resolve(app) != app:  # inside a run: that executor and no other
+        function.connect(timeout, answer_s=_patience_s(deadline))
+        return function
+    attempt: Attempt | None = None
+    looks = 0
+    try:
+        while True:
+            owner = owners.owner(app)
+            if owner is not None and owner.state == ownership.SERVING:
+                try:
+                    function.connect(0, answer_s=_patience_s(deadline))
+                    return function
+                except ExecutorNotFound:  # it has just ended, or does not answer
+                    if _late(deadline):
+                        raise
+            if owner is not None and owner.pid == os.getpid():
+                raise ConfigError(
+                    f"this process is about to serve {app!r} and would wait for itself; "
+                    f"call ensure under `if __name__ == '__main__':`"
+                )
+            if attempt is None:
+                attempt = Attempt(app)
+            look = attempt.look()
+            # Asked anew: an attempt before ours may have just succeeded.
+            if look is Look.OURS and owners.owner(app) is None:
+                _start(attempt, app, Path(file), deadline, transport, wait, log)
+                attempt = None
+            elif look is Look.OVER:
+                failure = attempt.failure()
+                attempt.close()
+                attempt = None
+                if failure:
+                    raise _read(failure)
+            elif _late(deadline):
+                raise ExecutorNotFound(_why_late(app, owner))
+            else:
+                time.sleep(_LOOK_S[min(looks, len(_LOOK_S) - 1)])
+                looks += 1
+    finally:
+        if attempt is not None:
+            attempt.leave()
+
+
+def _start(
+    attempt: Attempt,
+    app: str,
+    file: Path,
+    deadline: int | None,
+    transport: str | None,
+    wait: str | None,
+    log: str | os.PathLike[str] | None,
+) -> None:
+    """Start the executor, and end the attempt with what comes of it.
+
+    Returns when an executor serves, or is about to that somebody else has started meanwhile.
+    """
+    try:
+        with (
+            Log(None if log is None else Path(log), app) as opened,
+            Detached(file, app, opened, transport=transport, wait=wait) as executor,
+        ):
+            try:
+                executor.wait(deadline)
+            except TimeoutError:
+                if executor.pid is None:  # nor shall it get one
+                    raise ExecutorNotFound(
+                        f"an executor of {app!r} had no process of its own in time and was "
+                        f"stopped; wait longer with timeout="
+                    ) from None
+                # It goes on; whoever waits longer, or comes later, finds it.
+                raise ExecutorNotFound(_why_late(app, owners.owner(app))) from None
+            except NameTaken:
+                pass
+            except ShmbatchError:
+                executor.end()
+                raise
+    except ExecutorNotFound:
+        attempt.end()  # which is only about our own patience
+        raise
+    except ShmbatchError as error:
+        attempt.end(json.dumps(report_of(error)).encode())
+        raise
+    attempt.end()
+
+
+def _late(deadline: int | None) -> bool:
+    return deadline is not None and now_ns() >= deadline
+
+
+def _patience_s(deadline: int | None) -> float:
+    """Return how long an executor that serves may take to answer."""
+    if deadline is None:
+        return ANSWER_S
+    return max(_ANSWER_S, min(ANSWER_S, (deadline - now_ns()) / 1e9))
+
+
+def _read(failure: bytes) -> ShmbatchError:
+    error = error_in(json.loads(failure))
+    assert error is not None
+    return error
+
+
+def _why_late(app: str, owner: owners.Owner | None) -> str:
+    if owner is None:
+        return f"no executor serves {app!r} yet; one is about to start, wait longer with timeout="
+    return (
+        f"the executor of {app!r} (process {owner.pid}) is still {owner.state}; "
+        f"wait longer with timeout="
+    )
