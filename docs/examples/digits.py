@@ -170,7 +170,7 @@ def measure(name: str, pipes: list[Connection], reference: NDArray[np.float32]) 
 
 def batch_sizes(name: str) -> dict[int, int]:
     """Ask the executor how many batches of each size it has run."""
-    counted = shmbatch.statistics(app.name)[name]["batch_sizes"]
+    counted = shmbatch.statistics(app.name)["functions"][name]["batch_sizes"]
     return {int(size): n for size, n in counted.items()}
 
 
