@@ -6,18 +6,19 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 
 PIP := -m pip --disable-pip-version-check install --quiet
-CORE := pyproject.toml setup.py shmbatch/protocol/core.c shmbatch/protocol/ring.h
+CORE := pyproject.toml setup.py $(wildcard shmbatch/protocol/*.[ch])
 SOURCES := $(CORE) $(shell find shmbatch -name '*.py')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-quick soak clean
+.PHONY: help demo test lint format docs bench bench-quick soak clean
 
 help:
 	@echo 'make demo         classify handwritten digits from several processes, in batches'
 	@echo 'make test         run the tests'
 	@echo 'make lint         check style and types'
 	@echo 'make format       mend style'
+	@echo 'make docs         build the documentation into build/docs'
 	@echo 'make bench        measure, write benchmarks/results and the figures in README.md'
 	@echo 'make bench-quick  run every benchmark for a moment; the figures mean nothing'
 	@echo 'make soak         run the tests that take minutes'
@@ -27,7 +28,7 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/shmbatch run docs/examples/digits.py
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(ARGUMENTS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGUMENTS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
@@ -38,9 +39,14 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo 'build/docs/index.html'
+
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_roundtrip
 	$(VENV)/bin/python -m benchmarks.bench_throughput
+	$(VENV)/bin/python -m benchmarks.bench_lockstep
 	$(VENV)/bin/python -m benchmarks.bench_death
 	$(VENV)/bin/python -m benchmarks.bench_import
 	$(VENV)/bin/python -m benchmarks.readme_figures
@@ -48,6 +54,7 @@ bench: $(VENV)/installed
 bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_roundtrip --quick
 	$(VENV)/bin/python -m benchmarks.bench_throughput --quick
+	$(VENV)/bin/python -m benchmarks.bench_lockstep --quick
 	$(VENV)/bin/python -m benchmarks.bench_death --quick
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
 

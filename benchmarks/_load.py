@@ -1,7 +1,7 @@
 """What the systems of the throughput benchmark are asked to do, and the load they do it under.
 
-Every system serves the same two works under the same closed loop: a producer keeps exactly
-`IN_FLIGHT` calls outstanding and submits a new one for every result it receives.
+Every system serves the same works under the same closed loop: a producer keeps exactly
+`in_flight` calls outstanding and submits a new one for every result it receives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Work:
     result_shape: tuple[int, ...]
     max_batch_size: int
     wait_ns: int
-    variety: int  # different inputs per producer; over IN_FLIGHT, so a stale result is noticed
+    variety: int  # different inputs per producer; over in_flight, so a stale result is noticed
+    producers: int = PRODUCERS
+    in_flight: int = IN_FLIGHT
 
     @property
     def row_nbytes(self) -> int:
@@ -123,19 +125,20 @@ def drive(
     inputs = work.inputs(producer)
     next_input = cycle(inputs).__next__
     next_answer = cycle(work.answers(inputs)).__next__
-    started = array("q", [0]) * IN_FLIGHT
+    started = array("q", [0]) * work.in_flight
     latencies = array("q")
+    in_flight = work.in_flight
     schedule = cue.ready()
     begin_ns, end_ns = schedule.begin_ns, schedule.end_ns
 
-    for i in range(IN_FLIGHT):
+    for i in range(in_flight):
         started[i] = monotonic_ns()
         submit(next_input())
-    done, outstanding = 0, IN_FLIGHT
+    done, outstanding = 0, in_flight
     while outstanding:
         for result in collect():
             now = monotonic_ns()
-            slot = done % IN_FLIGHT
+            slot = done % in_flight
             done += 1
             answer = next_answer()
             if result.tobytes() != answer:

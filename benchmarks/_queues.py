@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from benchmarks._crew import CONTEXT, Crew, Cue
-from benchmarks._load import PRODUCERS, Work, drive
+from benchmarks._load import Work, drive
 
 Array: TypeAlias = NDArray[Any]
 
@@ -27,11 +27,11 @@ Array: TypeAlias = NDArray[Any]
 def measure(work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
     """Measure once, in fresh processes; the producers' latencies."""
     requests: SimpleQueue[tuple[int, Array | None]] = CONTEXT.SimpleQueue()
-    answers: list[SimpleQueue[Array]] = [CONTEXT.SimpleQueue() for _ in range(PRODUCERS)]
+    answers: list[SimpleQueue[Array]] = [CONTEXT.SimpleQueue() for _ in range(work.producers)]
     try:
         with Crew() as crew:
             crew.add(executor, work, requests, answers)
-            for number in range(PRODUCERS):
+            for number in range(work.producers):
                 crew.add(producer, work, number, requests, answers[number])
             _, *latencies = crew.measure(warmup_s, measure_s)
     finally:

@@ -29,14 +29,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from benchmarks._crew import Crew, Cue
-from benchmarks._load import PRODUCERS, Work, drive
+from benchmarks._load import Work, drive
 
 SEND_BUFFER_NBYTES = 1 << 20  # asked for; the kernel grants net.core.wmem_max at most
 
 
 def measure(work: Work, warmup_s: float, measure_s: float, *, coalesced: bool) -> list[bytes]:
     """Measure once, in fresh processes; the producers' latencies."""
-    pairs = [socket.socketpair() for _ in range(PRODUCERS)]
+    pairs = [socket.socketpair() for _ in range(work.producers)]
     with Crew() as crew:
         try:
             crew.add(executor, work, [server for server, _ in pairs], coalesced)

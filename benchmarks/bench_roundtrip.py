@@ -6,13 +6,14 @@
     producer <--x-- executor      no waiting for company
 
 Answers: what does handing one small call to another process and waiting for it cost, when the
-executor spins, when it sleeps, and by itself (`auto`)? Beside it: the same over a
-``multiprocessing`` Pipe (raw bytes, no pickle) and Queue (arrays pickled), and what the machine
-allows at all: two C processes, pinned to two CPUs, that pass one word to and fro (pingpong.c).
+executor spins, when it sleeps, and by itself (`auto`)? And when it sleeps over the transport
+`posix`? Beside it: the same over a ``multiprocessing`` Pipe (raw bytes, no pickle) and Queue
+(arrays pickled), and what the machine allows at all: two C processes, pinned to two CPUs, that
+pass one word to and fro (pingpong.c).
 
 Not answered here: throughput (bench_throughput), large inputs, several producers.
 
-    $ python -m benchmarks.bench_roundtrip            # about 80 s
+    $ python -m benchmarks.bench_roundtrip            # about 100 s
     $ python -m benchmarks.bench_roundtrip --quick    # smoke test; figures mean nothing
 """
 
@@ -56,7 +57,9 @@ LABELS = {
     "c-pause": "C ping-pong, spinning with pause",
     "spin": "shmbatch, spinning",
     "park": "shmbatch, parked",
+    "park-posix": "shmbatch, parked, posix",
     "c-futex": "C ping-pong, futex",
+    "c-semaphore": "C ping-pong, semaphore",
 }
 
 
@@ -80,11 +83,11 @@ def call_alone(cue: Cue, call: Callable[[Array], Array]) -> bytes:
     return latencies.tobytes()
 
 
-def shmbatch(wait: str, warmup_s: float, measure_s: float) -> Figures:
+def shmbatch(wait: str, transport: str, warmup_s: float, measure_s: float) -> Figures:
     """Both sides wait as `wait` says."""
     from benchmarks import functions  # only here: the rivals must not depend on shmbatch
 
-    with functions.app.run(wait=wait), Crew() as crew:
+    with functions.app.run(wait=wait, transport=transport), Crew() as crew:
         crew.add(shmbatch_producer)
         (latencies,) = crew.measure(warmup_s, measure_s)
     return _percentiles(latencies)
@@ -177,7 +180,7 @@ def ping_pong(program: Path, mode: str, warmup_s: float, measure_s: float) -> Fi
         timeout=warmup_s + measure_s + PATIENCE_S,
     )
     samples = np.array(finished.stdout.split(), np.int64)
-    if mode == "futex":
+    if mode in ("futex", "semaphore"):
         return _report.percentiles_us(samples)
     # A sample is the mean of many round trips: its median is a median, its tail is not.
     return {"p50_us": float(np.median(samples)) / 1000}
@@ -190,7 +193,9 @@ def compile_ping_pong(folder: Path) -> Path:
         compiler = "cc"
     program = folder / "pingpong"
     source = _report.HERE / "pingpong.c"
-    subprocess.run([compiler, "-O2", "-std=c11", "-o", program, source], check=True, timeout=60)
+    subprocess.run(
+        [compiler, "-O2", "-std=c11", "-pthread", "-o", program, source], check=True, timeout=60
+    )
     return program
 
 
@@ -207,6 +212,8 @@ def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
         ("queue", "auto", {}),
         ("spin", "c-spin", {}),
         ("park", "c-futex", {"ceiling": 1.2}),
+        ("park-posix", "park", {"ceiling": 1.5}),
+        ("park-posix", "c-semaphore", {}),
     ]
     return [
         _report.ratio(f"{LABELS[above]} / {LABELS[below]}", p50(above), p50(below), **promise)
@@ -224,12 +231,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measures: dict[str, Callable[[float, float], Figures]] = {
             "pipe": pipe,
             "queue": queue,
-            "auto": partial(shmbatch, "auto"),
+            "auto": partial(shmbatch, "auto", "linux"),
             "c-spin": partial(ping_pong, program, "spin"),
             "c-pause": partial(ping_pong, program, "pause"),
-            "spin": partial(shmbatch, "spin"),
-            "park": partial(shmbatch, "park"),
+            "spin": partial(shmbatch, "spin", "linux"),
+            "park": partial(shmbatch, "park", "linux"),
+            "park-posix": partial(shmbatch, "park", "posix"),
             "c-futex": partial(ping_pong, program, "futex"),
+            "c-semaphore": partial(ping_pong, program, "semaphore"),
         }
         systems = {name: partial(measures[name], warmup_s, measure_s) for name in options.systems}
         figures = _options.alternate(systems, options.runs)

@@ -13,13 +13,14 @@ one batched function that itself costs next to nothing? Two works:
 tiny   16 B in and out, x + 1, batches of up to 32 within 1 ms
 image  3x224x224 float32 (602 KB) in, 1000 float32 out, a slice times two, up to 16 within 2 ms
 
-Beside shmbatch (transport `linux`, `auto`): batching loops written by hand for exactly this
-load, over UNIX sockets (_sockets.py, in two manners) and over ``multiprocessing.SimpleQueue``
-(_queues.py). They have no validation, no faults, no interface; every answer is checked.
+Beside shmbatch (waiting `auto`, over the transport `linux` and over `posix`): batching loops
+written by hand for exactly this load, over UNIX sockets (_sockets.py, in two manners) and over
+``multiprocessing.SimpleQueue`` (_queues.py). They have no validation, no faults, no interface;
+every answer is checked.
 
 Not answered here: a lone call (bench_roundtrip), functions that take time, other producer counts.
 
-    $ python -m benchmarks.bench_throughput            # about 2 min
+    $ python -m benchmarks.bench_throughput            # about 2.5 min
     $ python -m benchmarks.bench_throughput --quick    # smoke test; figures mean nothing
 """
 
@@ -44,18 +45,20 @@ Figures: TypeAlias = dict[str, float]
 
 LABELS = {
     "shmbatch": "shmbatch",
+    "shmbatch-posix": "shmbatch, posix",
     "sockets": "UNIX sockets, coalesced",
     "sockets-single": "UNIX sockets, one by one",
     "simplequeue": "SimpleQueue",
 }
 FLOORS = {"tiny": 2.5, "image": 2.3}  # over UNIX sockets
+POSIX_CEILING = 1.5  # what linux may be ahead of posix
 
 
-def shmbatch(work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
+def shmbatch(transport: str, work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
     """Measure once, in fresh processes; the producers' latencies."""
     from benchmarks import functions  # only here: the rivals must not depend on shmbatch
 
-    with functions.app.run(wait="auto"), Crew() as crew:
+    with functions.app.run(wait="auto", transport=transport), Crew() as crew:
         for number in range(PRODUCERS):
             crew.add(shmbatch_producer, work, number)
         return crew.measure(warmup_s, measure_s)
@@ -105,6 +108,7 @@ def ratios(work: Work, figures: dict[str, list[Figures]]) -> list[_report.Ratio]
             rate("shmbatch"),
             rate(rival),
             floor=FLOORS[work.name] if rival.startswith("sockets") else None,
+            ceiling=POSIX_CEILING if rival == "shmbatch-posix" else None,
         )
         for rival in figures
         if rival != "shmbatch" and "shmbatch" in figures
@@ -116,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warmup_s, measure_s = (0.1, 0.3) if options.quick else (0.5, 1.5)
     facts = _report.machine_facts(datetime.now(UTC))
     measures: dict[str, Callable[[Work, float, float], list[bytes]]] = {
-        "shmbatch": shmbatch,
+        "shmbatch": partial(shmbatch, "linux"),
+        "shmbatch-posix": partial(shmbatch, "posix"),
         "sockets": partial(_sockets.measure, coalesced=True),
         "sockets-single": partial(_sockets.measure, coalesced=False),
         "simplequeue": _queues.measure,

@@ -28,6 +28,13 @@ def tiny(xs: Float64[np.ndarray, "batch 2"]) -> Float64[np.ndarray, "batch 2"]:
 
 
 @app.function()
+@shmbatch.batched(max_batch_size=32, wait_ms=1, lockstep=True)
+def tiny_in_lockstep(xs: Float64[np.ndarray, "batch 2"]) -> Float64[np.ndarray, "batch 2"]:
+    """The same, for producers that all wait for each other."""
+    return xs + 1
+
+
+@app.function()
 @shmbatch.batched(max_batch_size=16, wait_ms=2)
 def image(
     xs: Float32[np.ndarray, "batch 3 224 224"],

@@ -4,7 +4,7 @@
  *     word = 2k + 1  --one cache-->   sees an odd value
  *     sees 2k + 2    <---line-----    word = 2k + 2
  *
- * usage: pingpong spin|pause|futex CPU_A CPU_B WARMUP_MS MEASURE_MS
+ * usage: pingpong spin|pause|futex|semaphore CPU_A CPU_B WARMUP_MS MEASURE_MS
  *
  * spin   both sides only load the word, over and over, without system calls. A sample is the
  *        mean of SPIN_BLOCK round trips, so that reading the clock does not show in it.
@@ -12,6 +12,7 @@
  *        two CPUs are threads of one core, which a virtual machine may hide, else alike.
  * futex  both sides sleep in the kernel until the other one wakes them; they never spin. A
  *        sample is one round trip.
+ * semaphore  the same with two POSIX semaphores, one for each side.
  *
  * Prints one sample per line, in nanoseconds. Every answer is checked. The two processes share
  * nothing but the word, and pong dies with ping.
@@ -20,6 +21,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -34,9 +36,16 @@
 #include <unistd.h>
 
 enum { SPIN_BLOCK = 1000, MAX_SAMPLES = 1 << 20 };
-enum mode { UNKNOWN, SPIN, PAUSE, FUTEX };
+enum mode { UNKNOWN, SPIN, PAUSE, FUTEX, SEMAPHORE };
 
 typedef _Atomic uint32_t word_t;
+
+/* What the processes share: each part on a cache line of its own. */
+struct shared {
+    _Alignas(64) word_t word;
+    _Alignas(64) sem_t ping_sleeps;
+    _Alignas(64) sem_t pong_sleeps;
+};
 
 static void fail(const char *what) {
     fprintf(stderr, "pingpong: %s: %s\n", what, strerror(errno));
@@ -87,45 +96,60 @@ static uint32_t await_futex(word_t *word, uint32_t old) {
     return value;
 }
 
+static uint32_t await_semaphore(word_t *word, uint32_t old, sem_t *semaphore) {
+    uint32_t value;
+    while ((value = atomic_load_explicit(word, memory_order_acquire)) == old)
+        sem_wait(semaphore);
+    return value;
+}
+
 static void wake(word_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
 /* Inlined into one loop per mode, so that the mode costs nothing inside it. */
-static inline __attribute__((always_inline)) uint32_t await_change(word_t *word, uint32_t old,
-                                                                   enum mode mode) {
+static inline __attribute__((always_inline)) uint32_t
+await_change(word_t *word, uint32_t old, sem_t *semaphore, enum mode mode) {
     switch (mode) {
     case SPIN:
         return await_spin(word, old);
     case PAUSE:
         return await_pause(word, old);
+    case SEMAPHORE:
+        return await_semaphore(word, old, semaphore);
     default:
         return await_futex(word, old);
     }
 }
 
-static inline __attribute__((always_inline)) void pong(word_t *word, enum mode mode) {
+static inline __attribute__((always_inline)) void pong(struct shared *shared, enum mode mode) {
+    word_t *word = &shared->word;
     uint32_t seen = 0;
     for (;;) {
-        seen = await_change(word, seen, mode) + 1;
+        seen = await_change(word, seen, &shared->pong_sleeps, mode) + 1;
         atomic_store_explicit(word, seen, memory_order_release);
         if (mode == FUTEX)
             wake(word);
+        else if (mode == SEMAPHORE)
+            sem_post(&shared->ping_sleeps);
     }
 }
 
 /* Fills `samples`, returns how many; what ends before `begin` is warm-up. */
-static inline __attribute__((always_inline)) int ping(word_t *word, int64_t *samples,
+static inline __attribute__((always_inline)) int ping(struct shared *shared, int64_t *samples,
                                                       int64_t begin, int64_t end,
                                                       enum mode mode) {
-    int per_sample = mode == FUTEX ? 1 : SPIN_BLOCK, count = 0;
+    word_t *word = &shared->word;
+    int per_sample = mode == FUTEX || mode == SEMAPHORE ? 1 : SPIN_BLOCK, count = 0;
     uint32_t mine = 1;
     for (int64_t last = now_ns(); last < end && count < MAX_SAMPLES;) {
         for (int i = 0; i < per_sample; i++, mine += 2) {
             atomic_store_explicit(word, mine, memory_order_release);
             if (mode == FUTEX)
                 wake(word);
-            if (await_change(word, mine, mode) != mine + 1) {
+            else if (mode == SEMAPHORE)
+                sem_post(&shared->pong_sleeps);
+            if (await_change(word, mine, &shared->ping_sleeps, mode) != mine + 1) {
                 fprintf(stderr, "pingpong: wrong answer to %u\n", mine);
                 exit(1);
             }
@@ -139,21 +163,24 @@ static inline __attribute__((always_inline)) int ping(word_t *word, int64_t *sam
 }
 
 int main(int argc, char **argv) {
-    enum mode mode = argc < 2                         ? UNKNOWN
-                     : strcmp(argv[1], "spin") == 0   ? SPIN
-                     : strcmp(argv[1], "pause") == 0  ? PAUSE
-                     : strcmp(argv[1], "futex") == 0  ? FUTEX
-                                                      : UNKNOWN;
+    enum mode mode = argc < 2                             ? UNKNOWN
+                     : strcmp(argv[1], "spin") == 0       ? SPIN
+                     : strcmp(argv[1], "pause") == 0      ? PAUSE
+                     : strcmp(argv[1], "futex") == 0      ? FUTEX
+                     : strcmp(argv[1], "semaphore") == 0  ? SEMAPHORE
+                                                          : UNKNOWN;
     if (argc != 6 || mode == UNKNOWN) {
-        fprintf(stderr, "usage: pingpong spin|pause|futex CPU_A CPU_B WARMUP_MS MEASURE_MS\n");
+        fprintf(stderr, "usage: pingpong spin|pause|futex|semaphore CPU_A CPU_B WARMUP_MS MEASURE_MS\n");
         return 2;
     }
     int64_t warmup_ns = atoll(argv[4]) * 1000000, measure_ns = atoll(argv[5]) * 1000000;
 
-    /* A page of its own, so the word has its cache line to itself. */
-    word_t *word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (word == MAP_FAILED)
+    struct shared *shared =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED)
         fail("mmap");
+    if (sem_init(&shared->ping_sleeps, 1, 0) != 0 || sem_init(&shared->pong_sleeps, 1, 0) != 0)
+        fail("sem_init");
     int64_t *samples = malloc(MAX_SAMPLES * sizeof *samples);
     if (samples == NULL)
         fail("malloc");
@@ -170,18 +197,21 @@ int main(int argc, char **argv) {
             return 1;
         pin(atoi(argv[3]));
         if (mode == SPIN)
-            pong(word, SPIN);
+            pong(shared, SPIN);
         else if (mode == PAUSE)
-            pong(word, PAUSE);
+            pong(shared, PAUSE);
+        else if (mode == SEMAPHORE)
+            pong(shared, SEMAPHORE);
         else
-            pong(word, FUTEX);
+            pong(shared, FUTEX);
     }
     pin(atoi(argv[2]));
 
     int64_t begin = now_ns() + warmup_ns, end = begin + measure_ns;
-    int count = mode == SPIN    ? ping(word, samples, begin, end, SPIN)
-                : mode == PAUSE ? ping(word, samples, begin, end, PAUSE)
-                                : ping(word, samples, begin, end, FUTEX);
+    int count = mode == SPIN        ? ping(shared, samples, begin, end, SPIN)
+                : mode == PAUSE     ? ping(shared, samples, begin, end, PAUSE)
+                : mode == SEMAPHORE ? ping(shared, samples, begin, end, SEMAPHORE)
+                                    : ping(shared, samples, begin, end, FUTEX);
 
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);

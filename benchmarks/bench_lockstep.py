@@ -1,0 +1,161 @@
+"""Calls per second of sixteen producers that each wait for every result before the next call.
+
+::
+
+    producer  0 --1 in flight--+                       +--> result to its own producer
+    producer  1 --1 in flight--+--> executor: batch -->+
+    ...                        |     of up to 32,      +-->
+    producer 15 --1 in flight--+     within 1 ms       +-->
+
+Answers: what does it cost that batches have room for more calls than can come? An executor that
+does not know who is left to call sits out the whole wait, for every batch. With `lockstep=True`
+it knows. The function costs next to nothing: 16 B in and out, x + 1.
+
+Beside shmbatch (transport `linux`, `auto`), in lockstep and not: the hand-written batching loops
+of bench_throughput, over UNIX sockets (_sockets.py, in two manners) and over
+``multiprocessing.SimpleQueue`` (_queues.py). Every answer is checked.
+
+Not answered here: producers that are not in step with each other (bench_throughput).
+
+    $ python -m benchmarks.bench_lockstep            # about 1 min
+    $ python -m benchmarks.bench_lockstep --quick    # smoke test; figures mean nothing
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import _options, _queues, _report, _sockets
+from benchmarks._crew import Crew, Cue
+from benchmarks._load import Work, add_one, drive
+
+Array: TypeAlias = NDArray[Any]
+Figures: TypeAlias = dict[str, float]
+
+LABELS = {
+    "lockstep": "shmbatch, lockstep",
+    "shmbatch": "shmbatch",
+    "sockets": "UNIX sockets, coalesced",
+    "sockets-single": "UNIX sockets, one by one",
+    "simplequeue": "SimpleQueue",
+}
+FLOOR = 5  # of lockstep over each of the others' systems
+
+WORK = Work("tiny", add_one, "float64", (2,), (2,), 32, 1_000_000, 64, producers=16, in_flight=1)
+
+
+def shmbatch(function: str, work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
+    """Measure a function of functions.py once, in fresh processes; the producers' latencies."""
+    from benchmarks import functions  # only here: the rivals must not depend on shmbatch
+
+    with functions.app.run(wait="auto"), Crew() as crew:
+        for number in range(work.producers):
+            crew.add(producer, function, work, number)
+        return crew.measure(warmup_s, measure_s)
+
+
+def producer(cue: Cue, function: str, work: Work, number: int) -> bytes:
+    """Load the executor through the public interface: `remote`, one call after the other."""
+    from benchmarks import functions
+
+    remote = getattr(functions, function).remote
+    results: list[Array] = []
+    remote(np.zeros(work.shape, work.dtype))  # connects
+
+    def submit(x: Array) -> None:
+        results.append(remote(x))
+
+    def collect() -> tuple[Array]:
+        return (results.pop(),)
+
+    return drive(cue, work, number, submit, collect)
+
+
+def figures_of(
+    measure: Callable[[Work, float, float], list[bytes]], warmup_s: float, measure_s: float
+) -> Figures:
+    """One run of one system."""
+    latencies = [np.frombuffer(each, np.int64) for each in measure(WORK, warmup_s, measure_s)]
+    if not all(map(len, latencies)):
+        raise RuntimeError("a producer finished no call in the measured time")
+    together = np.concatenate(latencies)
+    return {"calls_per_s": len(together) / measure_s, **_report.percentiles_us(together)}
+
+
+def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
+    """How far lockstep is ahead of each other system, as far as they were measured."""
+
+    def rate(name: str) -> list[float]:
+        return [run["calls_per_s"] for run in figures[name]]
+
+    return [
+        _report.ratio(
+            f"calls/s: {LABELS['lockstep']} / {LABELS[rival]}",
+            rate("lockstep"),
+            rate(rival),
+            floor=None if rival == "shmbatch" else FLOOR,
+        )
+        for rival in figures
+        if rival != "lockstep" and "lockstep" in figures
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options.parse("lockstep", __doc__, arguments, systems=list(LABELS))
+    warmup_s, measure_s = (0.1, 0.3) if options.quick else (0.5, 1.5)
+    facts = _report.machine_facts(datetime.now(UTC))
+    measures: dict[str, Callable[[Work, float, float], list[bytes]]] = {
+        "lockstep": partial(shmbatch, "tiny_in_lockstep"),
+        "shmbatch": partial(shmbatch, "tiny"),
+        "sockets": partial(_sockets.measure, coalesced=True),
+        "sockets-single": partial(_sockets.measure, coalesced=False),
+        "simplequeue": _queues.measure,
+    }
+    print(
+        f"{WORK.producers} producers x {WORK.in_flight} in flight, {options.runs} runs: "
+        "median (min..max) over the runs, latencies in µs"
+    )
+    print(_report.facts_line(facts))
+    systems = {
+        name: partial(figures_of, measures[name], warmup_s, measure_s) for name in options.systems
+    }
+    figures = _options.alternate(systems, options.runs)
+    spreads = {LABELS[name]: _report.spreads(runs) for name, runs in figures.items()}
+    promised = ratios(figures)
+    rows = [
+        [label, *(str(spread_of[key]) for key in ("calls_per_s", "p50_us", "p99_us"))]
+        for label, spread_of in spreads.items()
+    ]
+    print("\n" + _report.table([WORK.name, "calls/s", "p50", "p99"], rows))
+    if promised:
+        print("\n" + _report.promises(promised))
+    if options.out is not None:
+        document = {
+            "benchmark": "lockstep",
+            "machine": facts,
+            "parameters": {
+                "runs": options.runs,
+                "warmup_s": warmup_s,
+                "measure_s": measure_s,
+                "producers": WORK.producers,
+                "in_flight": WORK.in_flight,
+            },
+            "systems": {
+                label: {key: spread.document() for key, spread in spread_of.items()}
+                for label, spread_of in spreads.items()
+            },
+            "ratios": [ratio.document() for ratio in promised],
+        }
+        _report.write_json(options.out, document)
+        print(f"\nwritten to {options.out.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
