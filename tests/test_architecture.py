@@ -30,20 +30,34 @@ FLOORS = {
 HOMES = {
     "torch": {"client.results", "executor.staging"},
     "posix_ipc": {"protocol.posix"},
-    "msgspec": {"contract.exceptions", "protocol.control"},
-    "click": {"cli", "cli.run", "cli.start", "cli.stop", "cli.stats"},
+    "msgspec": {
+        "contract.exceptions",
+        "contract.messagepack",
+        "contract.schema",
+        "protocol.control",
+        "protocol.snapshot",
+    },
+    "click": {"cli", "cli.printing", "cli.ps", "cli.run", "cli.start", "cli.stop", "cli.stats"},
     "jaxtyping": set[str](),
     "datetime": set[str](),
-    "time": {"client.call", "client.connection", "client.handshake", "protocol.clock"},
+    "time": {
+        "app.ensuring",  # sleeps while others start an executor
+        "client.call",
+        "client.connection",
+        "client.handshake",
+        "protocol.clock",
+    },
     "ctypes": set[str](),
-    "pickle": set[str](),
+    "pickle": {"contract.pickling"},  # for codec="pickle" alone, imported where that is asked for
     "multiprocessing": set[str](),
     "threading": {
         "client.connection",
         "client.listener",
         "client.pool",
+        "client.slots",
         "executor.control",
         "protocol.names",
+        "protocol.ownership",
     },
 }
 

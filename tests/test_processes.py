@@ -24,7 +24,7 @@ from tests.processes import Program, Served
 
 PRODUCERS = 3
 
-SEALED = ("size", "deadline", "drain")
+SEALED = ("size", "all", "deadline", "drain")
 
 # In these ways one thread makes all calls of a plan, one after the other, in the order of keys.
 IN_ORDER = {"remote", "spawn", "backwards", "map", "unordered", "map.aio"}
@@ -42,9 +42,9 @@ plans = st.lists(
 )
 
 
-@pytest.fixture(scope="module", params=["linux", "posix"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Served]:
-    with processes.served("traced.py", "traced", "--transport", request.param) as executor:
+@pytest.fixture(scope="module")
+def executor(transport: str) -> Iterator[Served]:
+    with processes.served("traced.py", "traced") as executor:
         yield executor
 
 
@@ -127,7 +127,7 @@ def check_statistics(executor: Served, function: str, before: dict[str, Any], ca
     smaller = sum(count for size, count in batches.items() if size < full)
     assert sealed["size"] <= batches.get(full, 0)
     assert smaller <= sealed["deadline"]
-    assert sealed["drain"] == 0
+    assert sealed["all"] == sealed["drain"] == 0
 
 
 # Makes calls of which each third fails, in several ways, and checks each outcome; for ever.
