@@ -125,11 +125,14 @@ class Connection:
         self._arguments = Arguments(self.signature, str(address))
         finish = _guarded(finisher(self.signature.result, arrays, str(address)))
         self._transport: ProducerTransport = producer_transport(welcome["offer"], fds[2:])
-        # From here on there is something to close; nothing below fails but for descriptors.
-        self.pidfd = -1
-        self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
-        self._loop_socket.setblocking(False)
+        # From here on there is something to close; nothing but these two is likely to fail.
         self.pidfd = os.dup(fds[0])
+        try:
+            self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
+        except BaseException:
+            os.close(self.pidfd)
+            raise
+        self._loop_socket.setblocking(False)
         shared = ring_arguments(self._transport.memory, self.signature, where)
         wake = _waker(self._transport, self._loop_socket)
         self.ring = ProducerRing(*(*shared, self._transport.bell_memory, wake, finish))
