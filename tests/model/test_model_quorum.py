@@ -222,7 +222,9 @@ EITHER = (PARKED, POLLING)
         pytest.param(full(bits=(POLLING,)), 300_000, id="full, polling"),
         # A batch of three of two producers is never full where one of them is dead.
         pytest.param(full(size=3, killed=False), 100_000, id="full, three"),
-        pytest.param(full(producers=3, calls=1), 500_000, id="full, three producers"),
+        pytest.param(
+            full(producers=3, calls=1), 500_000, id="full, three producers", marks=pytest.mark.soak
+        ),
         pytest.param(stranded(), 150_000, id="stranded, parked"),
         pytest.param(stranded(bits=(POLLING,)), 300_000, id="stranded, polling"),
         pytest.param(stranded(size=3, hot=True), 250_000, id="stranded, three"),

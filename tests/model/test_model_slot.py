@@ -288,7 +288,7 @@ def slot_model(
     [
         pytest.param(1, 3, 10_000, id="one slot, three calls"),
         pytest.param(2, 2, 40_000, id="two slots, two calls"),
-        pytest.param(2, 3, 350_000, id="two slots, three calls"),
+        pytest.param(2, 3, 350_000, id="two slots, three calls", marks=pytest.mark.soak),
     ],
 )
 def test_every_slot_comes_back_and_every_result_reaches_its_call(
