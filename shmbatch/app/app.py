@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..client.function import Function
 from ..contract.definition import Definition
@@ -17,7 +17,9 @@ from ..protocol.spinning import wait_mode
 from ..protocol.transport import transport_name
 from .decorators import Batched
 from .paths import resolved
-from .running import Running
+
+if TYPE_CHECKING:
+    from .running import Running
 
 
 class App:
@@ -128,6 +130,8 @@ class App:
         if wait is not None:
             wait_mode(wait)
         transport_name(transport)
+        from .running import Running  # and with it subprocess: 10 ms, for who runs an app
+
         return Running(self.name, self.file, wait=wait, transport=transport)
 
     def __repr__(self) -> str:

@@ -35,7 +35,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..errors import ProtocolError
-from . import coercion, ragged, schema
+from . import coercion, ragged
 from .options import MAX_LENGTH, MAX_MAX_BYTES
 from .pieces import Pieces, align
 
@@ -81,7 +81,7 @@ class Column:
     axes: tuple[str, ...] = ()  # ragged: names of the variable axes, "" for fixed ones
     padded: bool = False  # ragged: the function gets a padded stack, not a list
     max_bytes: int = 0  # where a value has no size of its own
-    element: schema.Tree = ()  # msgpack: the T of list[T], as schema.py describes it
+    element: tuple[Any, ...] = ()  # msgpack: the T of list[T], as schema.py describes it
     fingerprint: str = ""  # msgpack: of what the classes in it consist of
 
     def __post_init__(self) -> None:
@@ -147,6 +147,8 @@ class Column:
 
     def _check_element(self) -> None:
         if self.kind == "msgpack":
+            from . import schema  # 3 ms, for these columns only
+
             schema.check(self.element)
         elif self.element != ():
             raise ValueError(f"values of kind {self.kind} have no type of their own")
@@ -193,6 +195,8 @@ class Column:
         if self.kind == "pickle":
             return "list"
         if self.kind == "msgpack":
+            from . import schema
+
             return "list" if self.element == schema.ANY else f"list[{schema.text(self.element)}]"
         if self.kind not in ("array", "ragged"):
             return f"list[{'np.ndarray' if self.kind == 'ndarray' else self.kind}]"

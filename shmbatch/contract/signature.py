@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputTypeError, ProtocolError, SignatureMismatch
-from .annotations import parse_annotation
 from .columns import Column
 from .options import ValueOptions
 
@@ -135,6 +134,8 @@ def signature_of(
     Raises:
         ConfigError: the function cannot be batched, or an annotation is not supported.
     """
+    from .annotations import parse_annotation  # for definitions only
+
     _check_kind(function, name)
     parameters = inspect.signature(function).parameters
     if not parameters:
