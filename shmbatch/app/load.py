@@ -35,6 +35,8 @@ def load_file(path: Path) -> ModuleType:
         if known_file and resolved(Path(known_file)) == path:
             return known
         raise LoadError(f"'{path}' has the name of module {name!r}, in use already; rename it")
+    if name in sys.stdlib_module_names:  # whoever imports that later would get this file
+        raise LoadError(f"'{path}' has the name of Python's own module {name!r}; rename it")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

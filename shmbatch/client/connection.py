@@ -144,8 +144,7 @@ class Connection:
         self._reaping = threading.RLock()
         self._looked_ns = 0
         self.listener: Listener | None = None  # tells event loops of finished calls
-        self._sleepers: dict[int, int] = {}  # threads in `sleep`, by ticket
-        self._sleepers_mutex = threading.Lock()
+        self.sleepers: list[int] = []  # the ticket of each thread in `sleep`
         self._listener_mutex = threading.Lock()
         say(
             DEBUG,
@@ -341,7 +340,11 @@ class Connection:
             outcome = self.slots.entrance.poll(ticket, spin_ns)
         except Unfinished as failed:
             return Failure(failed.error)
-        return Failure(self._error(ticket)) if outcome is FAILED else outcome
+        return self.failure(ticket) if outcome is FAILED else outcome
+
+    def failure(self, ticket: int) -> Failure:
+        """Take the error of a call of which the core said FAILED; frees its slot."""
+        return Failure(self._error(ticket))
 
     def error(self, ticket: int, limits: Limits) -> Exception:
         """Return what a call failed with that the core said FAILED of; frees its slot."""
@@ -404,22 +407,18 @@ class Connection:
 
     def sleep(self, ticket: int, until_ns: int | None) -> bool:
         """As `park`, for a call that other threads may wait for: `tell` ends it, too."""
-        with self._sleepers_mutex:
-            self._sleepers[ticket] = self._sleepers.get(ticket, 0) + 1
+        self.sleepers.append(ticket)
         try:
             return self.park(ticket, until_ns)
         finally:
-            with self._sleepers_mutex:
-                self._sleepers[ticket] -= 1
-                if not self._sleepers[ticket]:
-                    del self._sleepers[ticket]
+            self.sleepers.remove(ticket)
 
     def tell(self, ticket: int) -> None:
         """Wake who else waits for this call, which this thread has found, or made, to be over.
 
         The executor wakes nobody for a call that was given up.
         """
-        if ticket in self._sleepers:
+        if ticket in self.sleepers:
             self._transport.wake_slot(self.ring, ticket)
         if self.listener is not None:
             self.listener.tell(ticket)

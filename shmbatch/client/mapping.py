@@ -78,7 +78,8 @@ def _pop(pending: deque[FunctionCall], ordered: bool) -> FunctionCall:
     Who waits may be interrupted, so nothing is removed that is not done.
     """
     if ordered:
-        pending[0]._wait()
+        if not pending[0].done():
+            pending[0]._wait()
         return pending.popleft()
     while True:
         for at, call in enumerate(pending):

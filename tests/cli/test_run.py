@@ -156,7 +156,8 @@ def test_several_apps_are_told_apart_by_name(tmp_path: Path) -> None:
         ("sums.py", "x = 1\n", "has no app; add `app = shmbatch.App()`"),
         ("two words.py", "x = 1\n", "'two words.py' cannot be imported; name it like a module"),
         ("sums.txt", "x = 1\n", "'sums.txt' cannot be imported; name it like a module"),
-        ("json.py", "x = 1\n", "has the name of module 'json', in use already; rename it"),
+        ("enum.py", "x = 1\n", "has the name of module 'enum', in use already; rename it"),
+        ("wave.py", "x = 1\n", "has the name of Python's own module 'wave'; rename it"),
     ],
 )
 def test_a_file_that_does_not_load_is_one_line_and_status_1(

@@ -592,33 +592,37 @@ def test_a_call_dropped_while_its_result_goes_to_the_stash_leaves_nothing_there(
     assert connection.stash == {}
 
 
+class Interrupting:
+    """Stands where calls are polled; raises, as a signal's handler may, before or after."""
+
+    def __init__(self, ring: Any, *, after: bool) -> None:
+        self._ring = ring
+        self._after = after
+
+    def poll(self, ticket: int, spin_ns: int) -> Any:
+        if self._after:
+            processes.wait_until(lambda: self._ring.state(ticket) == DONE, "done")
+            self._ring.poll(ticket, spin_ns)
+        raise KeyboardInterrupt
+
+
 def test_a_signal_handler_that_raises_while_a_call_is_asked_for_loses_no_result(
     executor: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = executor.connect("add")
-    connection = add.connect()
+    ring, slots = add.connect().ring, add.connect().slots
     call = add.spawn(1, 2)
-    take = connection.outcome
-
-    def interrupted(ticket: int, spin_ns: int) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(connection, "outcome", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        call.done()
-    monkeypatch.setattr(connection, "outcome", take)
+    with monkeypatch.context() as patch:
+        patch.setattr(slots, "entrance", Interrupting(ring, after=False))
+        with pytest.raises(KeyboardInterrupt):
+            call.done()
     assert call.get(timeout=PATIENCE_S) == 3
 
     late = add.spawn(3, 4)
-
-    def taken_and_interrupted(ticket: int, spin_ns: int) -> Any:
-        processes.wait_until(lambda: connection.ring.state(ticket) == DONE, "done")
-        take(ticket, spin_ns)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(connection, "outcome", taken_and_interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        late.done()
+    with monkeypatch.context() as patch:
+        patch.setattr(slots, "entrance", Interrupting(ring, after=True))
+        with pytest.raises(KeyboardInterrupt):
+            late.done()
     with pytest.raises(errors.CallCancelled, match="interrupted"):
         late.get(timeout=0)
     slots_come_back(add)
@@ -916,8 +920,8 @@ def test_cancelling_tells_every_thread_that_waits_for_the_call(executor: Served)
 
 
 def asleep(call: shmbatch.FunctionCall, count: int) -> None:
-    sleepers = call._connection._sleepers
-    processes.wait_until(lambda: sleepers.get(call._ticket) == count, "the threads wait")
+    sleepers = call._connection.sleepers
+    processes.wait_until(lambda: sleepers.count(call._ticket) == count, "the threads wait")
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError])
