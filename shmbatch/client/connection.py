@@ -46,7 +46,6 @@ from ..protocol._core import (
     SUBMIT_MISFIT,
     TAKEN,
     THREAD,
-    WAITER,
     ProducerRing,
 )
 from ..protocol.clock import now_ns
@@ -62,11 +61,10 @@ if TYPE_CHECKING:
     from .function import Function
     from .listener import Listener
 
-# A sleeper looks at the executor's life this often, so it hears of a death well within 100 ms.
+# Who waits looks at the executor's life this often, so it hears of a death well within 100 ms, and
+# the first call after a death fails at once. No shorter: to end a sleep before its next tick the
+# kernel has to set an alarm, which on a virtual machine costs a tenth of the calls per second.
 SLICE_NS = 25_000_000
-# The first look comes sooner, so that the first call after a death fails at once; not before the
-# first park, where most calls would pay for it.
-FIRST_SLICE_NS = 2_000_000
 
 _CROWDED_NS = 1_000_000
 _SPIN_NS = 20_000  # of `auto`
@@ -390,20 +388,16 @@ class Connection:
             ExecutorGone, ExecutorClosed: there will be no outcome.
             ValueError: the ticket is over.
         """
-        slice_ns = FIRST_SLICE_NS
+        ring = self.ring
         while True:
-            timeout_ns = slice_ns if until_ns is None else min(slice_ns, until_ns - now_ns())
+            timeout_ns = SLICE_NS if until_ns is None else min(SLICE_NS, until_ns - now_ns())
             if timeout_ns <= 0:
                 return False
-            armed = self.ring.arm(ticket, WAITER)
-            if armed < 0:
+            if self.should_look():
+                self.check_alive(ticket)
+            if self._transport.park_slot(ring, ticket, timeout_ns):
+                self.spinning.parked(won=ring.spins_won, active=ring.active)
                 return True
-            self._transport.park_slot(self.ring, ticket, armed, timeout_ns)
-            if self.ring.arm(ticket, 0) < 0:
-                self.spinning.parked(won=self.ring.spins_won, active=self.ring.active)
-                return True
-            self.check_alive(ticket)
-            slice_ns = SLICE_NS
 
     def sleep(self, ticket: int, until_ns: int | None) -> bool:
         """As `park`, for a call that other threads may wait for: `tell` ends it, too."""

@@ -165,8 +165,8 @@ class ProducerRing:
         """
     def leave_completions(self, kind: int, /) -> None:
         """Undo `join_completions`."""
-    def park_slot(self, ticket: int, armed: int, timeout_ns: int, /) -> None:
-        """Sleep on the slot's futex while its word is *armed*. No GIL."""
+    def park_slot(self, ticket: int, timeout_ns: int, /) -> bool:
+        """Announce a sleeper and sleep on the slot's futex, without the GIL; say if it is done."""
     def park_completions(self, joined: int, timeout_ns: int, /) -> None:
         """Sleep on the connection's futex while its word is *joined*. No GIL."""
     def wake_slot(self, ticket: int, /) -> None:
@@ -190,10 +190,9 @@ class ExecutorRing:
         /,
     ) -> ExecutorRing: ...
     def set_status(self, status: int, /) -> None: ...
-    def wake_slot(self, slot: int, /) -> None:
-        """Wake the sleepers on a slot's futex. One system call."""
-    def wake_completions(self) -> None:
-        """Wake the sleepers on the connection's futex. One system call."""
+    def wake(self, threads: int, slots: list[int], /) -> None:
+        """Wake the sleepers on these slots' futexes and, if there are *threads*, on the
+        connection's. One system call each."""
 
 class Phases:
     """How long calls were waiting, staged, running and being delivered: four histograms.

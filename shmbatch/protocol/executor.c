@@ -60,28 +60,35 @@ executor_set_status(executor *self, PyObject *status)
     Py_RETURN_NONE;
 }
 
+/* wake(threads, slots): wake who sleeps on the completion word, if *threads* is not 0, and on each
+ * of the *slots*, a list. */
 static PyObject *
-executor_wake_slot(executor *self, PyObject *slot)
+executor_wake(executor *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    unsigned long index = PyLong_AsUnsignedLong(slot);
-    if (PyErr_Occurred() || no_slot(&self->shared, index)) {
+    if (arguments(nargs, 2) != 0) {
         return NULL;
     }
-    futex_wake(&self->ring.words.controls[index].state, INT_MAX);
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-executor_wake_completions(executor *self, PyObject *Py_UNUSED(ignored))
-{
-    futex_wake(&self->ring.words.header->completions, INT_MAX);
+    int threads = PyObject_IsTrue(args[0]);
+    Py_ssize_t count = PyList_Size(args[1]);
+    if (threads < 0 || count < 0) {
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        unsigned long index = PyLong_AsUnsignedLong(PyList_GetItem(args[1], i));
+        if (PyErr_Occurred() || no_slot(&self->shared, index)) {
+            return NULL;
+        }
+        futex_wake(&self->ring.words.controls[index].state, INT_MAX);
+    }
+    if (threads) {
+        futex_wake(&self->ring.words.header->completions, INT_MAX);
+    }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef executor_methods[] = {
     {"set_status", (PyCFunction)executor_set_status, METH_O, NULL},
-    {"wake_slot", (PyCFunction)executor_wake_slot, METH_O, NULL},
-    {"wake_completions", (PyCFunction)executor_wake_completions, METH_NOARGS, NULL},
+    {"wake", (PyCFunction)(void (*)(void))executor_wake, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

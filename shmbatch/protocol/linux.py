@@ -59,11 +59,7 @@ class LinuxSegment:
         if fd >= 0:
             os.close(fd)
 
-    def wake(self, ring: ExecutorRing, threads: int, slots: Sequence[int]) -> None:
-        for slot in slots:
-            ring.wake_slot(slot)
-        if threads:
-            ring.wake_completions()
+    wake = staticmethod(ExecutorRing.wake)  # one Python call less for each producer of a batch
 
 
 class LinuxExecutor:
@@ -100,8 +96,7 @@ class LinuxProducer:
         self.bell_memory = map_shared(bell_fd, layout.BELL_NBYTES)
         self.wake_executor = Bell(self.bell_memory).wake
 
-    def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:
-        ring.park_slot(ticket, armed, timeout_ns)
+    park_slot = staticmethod(ProducerRing.park_slot)
 
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         ring.park_completions(joined, timeout_ns)

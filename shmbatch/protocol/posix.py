@@ -36,7 +36,7 @@ import posix_ipc
 
 from ..errors import ConfigError, HandshakeError
 from . import layout
-from ._core import TICKET_SLOT_MASK, Bell, ExecutorRing, ProducerRing
+from ._core import TICKET_SLOT_MASK, WAITER, Bell, ExecutorRing, ProducerRing
 from .ownership import SHARED_MEMORY_PREFIX
 from .transport import Offer, check_memory, map_shared
 
@@ -173,7 +173,7 @@ class PosixSegment:
                 except posix_ipc.ExistentialError:
                     pass  # the producer has done it
 
-    def wake(self, ring: ExecutorRing, threads: int, slots: Sequence[int]) -> None:
+    def wake(self, ring: ExecutorRing, threads: int, slots: list[int], /) -> None:
         semaphores = self._semaphores
         for slot in slots:
             _post(semaphores[slot])
@@ -309,14 +309,17 @@ class PosixProducer:
         if self._bell is not None:
             _post(self._bell)
 
-    def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:
+    def park_slot(self, ring: ProducerRing, ticket: int, timeout_ns: int, /) -> bool:
         def is_over(ticket: int) -> bool:
             try:
                 return ring.arm(ticket, 0) < 0
             except ValueError:
                 return True  # another thread got the outcome
 
+        if ring.arm(ticket, WAITER) < 0:
+            return True
         self._sleepers[ticket & TICKET_SLOT_MASK].sleep(ticket, is_over, timeout_ns)
+        return ring.arm(ticket, 0) < 0
 
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         self._sleepers[-1].sleep(joined >> _COMPLETED, self._has_completed, timeout_ns)

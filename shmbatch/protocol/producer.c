@@ -482,24 +482,30 @@ producer_leave(producer *self, PyObject *kind)
     Py_RETURN_NONE;
 }
 
-/* park_slot(ticket, armed, timeout_ns), park_completions(joined, timeout_ns): futex sleeps. */
+/* park_slot(ticket, timeout_ns) -> whether the call is done: arm, and sleep on the state word. */
 static PyObject *
 producer_park_slot(producer *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 3) != 0) {
+    if (arguments(nargs, 2) != 0) {
         return NULL;
     }
-    uint64_t ticket = PyLong_AsUnsignedLongLong(args[0]);
-    unsigned long armed = PyLong_AsUnsignedLong(args[1]);
-    long long timeout_ns = PyLong_AsLongLong(args[2]);
-    uint32_t index = ticket & TICKET_SLOT_MASK;
-    if (PyErr_Occurred() || no_slot(&self->shared, index)
-        || futex_wait(&self->ring.words.controls[index].state, (uint32_t)armed, timeout_ns) != 0) {
+    int64_t slot = producer_slot(self, args[0]);
+    long long timeout_ns = PyLong_AsLongLong(args[1]);
+    if (slot < 0 || (timeout_ns == -1 && PyErr_Occurred())) {
         return NULL;
     }
-    Py_RETURN_NONE;
+    uint32_t word = ring_arm(&self->ring, (uint32_t)slot, RING_WAITER);
+    if (ring_state(word) != RING_DONE) {
+        if (futex_wait(&self->ring.words.controls[slot].state, word, timeout_ns) != 0
+            || producer_slot(self, args[0]) < 0) { /* another thread got the outcome meanwhile */
+            return NULL;
+        }
+        word = ring_look(&self->ring, (uint32_t)slot);
+    }
+    return PyBool_FromLong(ring_state(word) == RING_DONE);
 }
 
+/* park_completions(joined, timeout_ns): sleep on the completion word. */
 static PyObject *
 producer_park_completions(producer *self, PyObject *const *args, Py_ssize_t nargs)
 {

@@ -62,7 +62,7 @@ class ExecutorSegment(Protocol):
     def handed_over(self) -> None:
         """Drop descriptors and names that only the handshake needed; idempotent."""
 
-    def wake(self, ring: ExecutorRing, threads: int, slots: Sequence[int]) -> None:
+    def wake(self, ring: ExecutorRing, threads: int, slots: list[int], /) -> None:
         """Wake *threads* sleepers on completions and all sleepers on *slots*."""
 
 
@@ -99,8 +99,11 @@ class ProducerTransport(Protocol):
     def wake_executor(self) -> None:
         """Wake the executor out of `ExecutorTransport.park`."""
 
-    def park_slot(self, ring: ProducerRing, ticket: int, armed: int, timeout_ns: int) -> None:
-        """Sleep until the ticket's call is done, at most *timeout_ns*; may return early."""
+    def park_slot(self, ring: ProducerRing, ticket: int, timeout_ns: int, /) -> bool:
+        """Sleep until the ticket's call is done, at most *timeout_ns*; say whether it is.
+
+        May return early. Raises ValueError once the ticket is over.
+        """
 
     def park_completions(self, ring: ProducerRing, joined: int, timeout_ns: int) -> None:
         """Sleep until some call of the connection is done; may return early."""

@@ -733,7 +733,6 @@ def test_a_cancelled_wait_for_a_slot_leaves_the_others_waiting(
 @pytest.fixture
 def endless_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody look by himself, so that whoever is not told waits for the watchdog."""
-    monkeypatch.setattr(connection_module, "FIRST_SLICE_NS", 3_600_000_000_000)
     monkeypatch.setattr(connection_module, "SLICE_NS", 3_600_000_000_000)
     monkeypatch.setattr(listener_module, "SLICE_NS", 3_600_000_000_000)
 

@@ -467,7 +467,7 @@ def test_what_is_no_ticket_is_refused(ticket: Any) -> None:
         lambda: producer.arm(ticket, WAITER),
         lambda: producer.withdraw(ticket),
         lambda: producer.expire(ticket),
-        lambda: producer.park_slot(ticket, 0, 1),
+        lambda: producer.park_slot(ticket, 1),
     ):
         with pytest.raises((OverflowError, TypeError)):
             use()
@@ -751,7 +751,6 @@ def test_a_park_on_a_word_that_has_changed_returns_at_once() -> None:
     wire = Wire()
     served = Served(wire)
     ticket = wire.submit(1, 1)
-    armed = wire.producer.arm(ticket, WAITER)
     joined = wire.producer.join_completions(THREAD)
     seen = wire.bell.look()
     assert wire.bell.arm(seen, PARKED, 1)
@@ -759,7 +758,7 @@ def test_a_park_on_a_word_that_has_changed_returns_at_once() -> None:
     served.take()
     served.answer(2)
 
-    wire.producer.park_slot(ticket, armed, LONG_NS)
+    assert wire.producer.park_slot(ticket, LONG_NS)
     wire.producer.park_completions(joined, LONG_NS)
     wire.bell.park(seen | PARKED, LONG_NS)
 
@@ -769,7 +768,7 @@ def test_a_park_ends_with_its_time(timeout_ns: int) -> None:
     wire = Wire()
     ticket = wire.submit(1, 1)
 
-    wire.producer.park_slot(ticket, wire.producer.arm(ticket, WAITER), timeout_ns)
+    assert not wire.producer.park_slot(ticket, timeout_ns)
     wire.producer.park_completions(wire.producer.join_completions(THREAD), timeout_ns)
     wire.bell.park(wire.bell.look(), timeout_ns)
 
@@ -783,15 +782,12 @@ def test_a_park_lets_other_threads_run_and_is_woken_by_the_other_end() -> None:
     def answer() -> None:
         served.take()
         for ring, _, threads, slots in served.answer(2):
-            for slot in slots:
-                ring.wake_slot(slot)
-            if threads:
-                ring.wake_completions()
+            ring.wake(threads, slots)
 
     thread = threading.Thread(target=answer)
     thread.start()
-    while (armed := wire.producer.arm(ticket, WAITER)) >= 0:
-        wire.producer.park_slot(ticket, armed, LONG_NS)
+    while not wire.producer.park_slot(ticket, LONG_NS):
+        pass
     thread.join()
 
     assert outcome(wire, ticket) == 2
@@ -802,14 +798,15 @@ def test_a_producer_wakes_its_own_sleepers_for_what_the_executor_does_not_know()
     ticket = wire.submit(1, 1)
     wire.producer.wake_completions()
     assert wire.read(layout.COMPLETIONS) == 0  # nobody has joined
-    armed = wire.producer.arm(ticket, WAITER)
     joined = wire.producer.join_completions(THREAD)
     awake = []
 
     def sleep_on_the_slot() -> None:
-        while wire.read(wire.state_offset(slot_of(ticket))) == armed:
-            wire.producer.park_slot(ticket, armed, LONG_NS)
-        awake.append("slot")
+        try:
+            while True:
+                wire.producer.park_slot(ticket, LONG_NS)
+        except ValueError:
+            awake.append("slot")
 
     def sleep_on_completions() -> None:
         wire.producer.park_completions(joined, LONG_NS)
@@ -1512,7 +1509,8 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
         lambda: wire.producer.leave_completions("THREAD"),  # type: ignore[arg-type]
         lambda: wire.producer.park_completions(0, "0"),  # type: ignore[arg-type]
         lambda: wire.executor.set_status("OPEN"),  # type: ignore[arg-type]
-        lambda: wire.executor.wake_slot("0"),  # type: ignore[arg-type]
+        lambda: wire.executor.wake(0, ["0"]),  # type: ignore[list-item]
+        lambda: wire.producer.park_slot(ticket, "0"),  # type: ignore[arg-type]
         lambda: wire.bell.spin("0", 0, 0),  # type: ignore[arg-type]
         lambda: wire.bell.arm(0, None, 1),  # type: ignore[arg-type]
         lambda: wire.bell.park(None, 0),  # type: ignore[arg-type]
@@ -1529,12 +1527,8 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
     for call in calls:
         with pytest.raises(TypeError):
             call()
-    for call in (
-        lambda: wire.executor.wake_slot(4),
-        lambda: wire.producer.park_slot(4, 0, 1),
-    ):
-        with pytest.raises(ValueError, match="no slot 4"):
-            call()
+    with pytest.raises(ValueError, match="no slot 4"):
+        wire.executor.wake(0, [4])
 
 
 # ---- layouts that do not fit ----

@@ -357,7 +357,7 @@ def test_a_thread_asleep_on_completions_hears_that_its_call_is_late() -> None:
     served.take()
     for ring, _, threads, _ in served.inbox.pop_attention() or []:
         assert threads == 1
-        ring.wake_completions()
+        ring.wake(threads, [])
     thread.join()
 
     assert wire.producer.error(ticket) is None

@@ -20,7 +20,7 @@ import pytest
 from shmbatch.contract.wire import ring_arguments, segment_layout
 from shmbatch.errors import ConfigError, HandshakeError
 from shmbatch.protocol import layout, posix
-from shmbatch.protocol._core import THREAD, WAITER, Batch, ExecutorRing, Inbox, ProducerRing
+from shmbatch.protocol._core import THREAD, Batch, ExecutorRing, Inbox, ProducerRing
 from shmbatch.protocol.posix import PosixExecutor, PosixProducer
 from shmbatch.protocol.transport import executor_transport
 from tests import processes
@@ -344,10 +344,9 @@ def test_counts_left_over_in_a_slot_cost_one_look(pair: Pair) -> None:
     ticket = pair.submit()
     pair.segment.wake(pair.executor_ring, 0, [0] * 500)
     assert pair.count(0) == 500
-    armed = pair.ring.arm(ticket, WAITER)
-    pair.producer.park_slot(pair.ring, ticket, armed, HOUR_NS)
+    assert not pair.producer.park_slot(pair.ring, ticket, HOUR_NS)
     assert pair.count(0) == 0
-    with asleep(lambda: pair.producer.park_slot(pair.ring, ticket, armed, HOUR_NS)):
+    with asleep(lambda: pair.producer.park_slot(pair.ring, ticket, HOUR_NS)):
         pair.complete()
     assert pair.count(0) == 0
 
@@ -366,10 +365,9 @@ def test_counts_left_over_for_completions_cost_one_look(pair: Pair) -> None:
 
 def test_all_threads_that_sleep_on_one_call_are_woken(pair: Pair) -> None:
     ticket = pair.submit()
-    armed = pair.ring.arm(ticket, WAITER)
 
     def sleep() -> None:
-        pair.producer.park_slot(pair.ring, ticket, armed, HOUR_NS)
+        assert pair.producer.park_slot(pair.ring, ticket, HOUR_NS)
 
     with asleep(*[sleep] * 5):
         pair.complete()
@@ -381,8 +379,12 @@ def test_threads_that_sleep_on_an_older_call_of_a_slot_get_the_count_that_is_the
 ) -> None:
     """A count taken by a thread that waits for the slot's next call is given back."""
     first = pair.submit()
-    armed = pair.ring.arm(first, WAITER)
-    with asleep(lambda: pair.producer.park_slot(pair.ring, first, armed, HOUR_NS)):
+
+    def sleep() -> None:
+        with pytest.raises(ValueError, match="over"):
+            pair.producer.park_slot(pair.ring, first, HOUR_NS)
+
+    with asleep(sleep):
         # Nobody is woken by this; the outcome is taken by somebody else, the slot used again.
         pair.inbox.drain(1 << 62)
         assert pair.inbox.take(pair.batch, CAPACITY, 1 << 62)
@@ -391,9 +393,8 @@ def test_threads_that_sleep_on_an_older_call_of_a_slot_get_the_count_that_is_the
         assert pair.ring.poll(first, 0) == 3
         others = [pair.submit() for _ in range(CAPACITY)]
         (again,) = [each for each in others if each & 0x1FFFF == first & 0x1FFFF]
-        rearmed = pair.ring.arm(again, WAITER)
         # One count comes, and whichever of the two takes it, the older sleeper is awake then.
-        with asleep(lambda: pair.producer.park_slot(pair.ring, again, rearmed, HOUR_NS)):
+        with asleep(lambda: pair.producer.park_slot(pair.ring, again, HOUR_NS)):
             pair.segment.wake(pair.executor_ring, 0, [first & 0x1FFFF])
             processes.wait_until(
                 lambda: first not in pair.producer._sleepers[first & 0x1FFFF]._asleep, "it wakes"
@@ -429,16 +430,14 @@ def test_a_count_for_completions_reaches_those_who_slept_when_there_was_one(pair
 
 def test_whose_time_was_up_leaves_the_call_as_it_was(pair: Pair) -> None:
     ticket = pair.submit()
-    armed = pair.ring.arm(ticket, WAITER)
-    pair.producer.park_slot(pair.ring, ticket, armed, 1000)
+    assert not pair.producer.park_slot(pair.ring, ticket, 1000)
     assert pair.producer._sleepers[0]._asleep == []
     pair.complete()  # a count for nobody
     assert pair.count(0) == 1
     assert pair.ring.poll(ticket, 0) == 3
     again = [pair.submit() for _ in range(CAPACITY)]
     for each in again:
-        armed = pair.ring.arm(each, WAITER)
-        pair.producer.park_slot(pair.ring, each, armed, 1000)
+        assert not pair.producer.park_slot(pair.ring, each, 1000)
     assert pair.count(0) == 0
 
 
@@ -450,13 +449,13 @@ def test_semaphores_that_a_producer_has_filled_up_hurt_nobody(pair: Pair) -> Non
         file.write(struct.pack("=I", SEM_VALUE_MAX))
     assert bell.value == SEM_VALUE_MAX
 
-    pair.segment.wake(pair.executor_ring, 255, range(CAPACITY))
+    pair.segment.wake(pair.executor_ring, 255, list(range(CAPACITY)))
     pair.producer.wake_executor()
     pair.transport.wake()
     pair.transport.park(0, HOUR_NS)  # comes back, and takes only so many away
     assert SEM_VALUE_MAX > bell.value > SEM_VALUE_MAX - 2000
     ticket = pair.submit()
-    pair.producer.park_slot(pair.ring, ticket, pair.ring.arm(ticket, WAITER), HOUR_NS)
+    assert not pair.producer.park_slot(pair.ring, ticket, HOUR_NS)
     pair.complete()
     assert pair.ring.poll(ticket, 0) == 3
     bell.close()

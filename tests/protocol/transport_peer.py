@@ -13,7 +13,7 @@ from typing import Any
 
 from shmbatch.contract.wire import ring_arguments, segment_layout
 from shmbatch.protocol import control
-from shmbatch.protocol._core import PARKED, PENDING, THREAD, WAITER, ProducerRing
+from shmbatch.protocol._core import PARKED, PENDING, THREAD, ProducerRing
 from shmbatch.protocol.transport import producer_transport
 from tests.rings import ADD
 
@@ -50,9 +50,8 @@ class Peer:
 
     def sleep_on_slot(self, message: dict[str, Any]) -> Any:
         ticket = message["ticket"]
-        naps = 0
-        while (armed := self.ring.arm(ticket, WAITER)) >= 0:
-            self.transport.park_slot(self.ring, ticket, armed, HOUR_NS)
+        naps = 1
+        while not self.transport.park_slot(self.ring, ticket, HOUR_NS):
             naps += 1
         return [self.ring.poll(ticket, 0), naps]
 
@@ -72,8 +71,8 @@ class Peer:
     def park_briefly(self, message: dict[str, Any]) -> Any:
         """Parks without anybody to end them come back by themselves."""
         ticket = message["ticket"]
-        armed = self.ring.arm(ticket, WAITER)
-        self.transport.park_slot(self.ring, ticket, armed, 1000)
+        if self.transport.park_slot(self.ring, ticket, 1000):
+            return False
         joined = self.ring.join_completions(THREAD)
         self.transport.park_completions(self.ring, joined, 1000)
         self.ring.leave_completions(THREAD)
