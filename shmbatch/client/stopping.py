@@ -43,7 +43,10 @@ def stop(app: str, *, now: bool = False) -> None:
     """
     (stopped,) = stop_all([app], now=now)
     if stopped.error is not None:
-        raise stopped.error
+        try:
+            raise stopped.error
+        finally:
+            del stopped  # or the error's traceback and this frame would keep each other alive
 
 
 def stop_all(apps: Sequence[str], *, now: bool = False) -> list[Stopped]:
@@ -57,7 +60,7 @@ def stop_all(apps: Sequence[str], *, now: bool = False) -> list[Stopped]:
                     with descriptors.needed(f"stop the executor of {app!r}"):
                         ending[app] = _tell(app, now)
                 except ShmbatchError as error:
-                    errors[app] = error
+                    errors[app] = error.with_traceback(None)  # likewise
         silenced = _wait(ending.values(), now)
         for app in [app for app, each in ending.items() if each in silenced]:
             errors[app] = _deaf(app)

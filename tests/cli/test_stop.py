@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import shmbatch
+from shmbatch import errors
 from shmbatch.client import stopping
 from shmbatch.client.handshake import unserved
 from shmbatch.protocol import owners
@@ -235,3 +238,15 @@ def test_what_is_no_lock_file_keeps_none_from_being_stopped(tmp_path: Path, sock
         finally:
             (sockets / "folder.lock").rmdir()
             (sockets / "link.lock").unlink()
+
+
+def test_a_refused_stop_leaves_nothing_for_the_garbage_collector(sockets: Path) -> None:
+    """The caller's frames, and what they hold, would live until the next collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(errors.ExecutorNotFound):
+            shmbatch.stop("nobody")
+        assert not [each for each in gc.get_objects() if type(each) is errors.ExecutorNotFound]
+    finally:
+        gc.enable()
