@@ -32,7 +32,7 @@ def sockets_directory() -> Iterator[Path]:
     with processes.recording(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(path))
         patch.setenv("PYTHONPATH", processes.environment()["PYTHONPATH"])
-        for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT"):
+        for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT", "SHMBATCH_DEVICE"):
             patch.delenv(name, raising=False)
         yield path
         left = sorted(entry.name for entry in path.iterdir())

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..client.function import Function
 from ..contract.definition import Definition
+from ..contract.device import device_name
+from ..contract.gpu import check_graphs
 from ..contract.signature import signature_of, source_file
 from ..errors import ConfigError
 from ..protocol.names import Address, check_name
@@ -67,14 +69,19 @@ class App:
             source_file(batched.function)  # an interactive function cannot be served
             if name in self.definitions:
                 raise ConfigError(f"app {self.name!r} has a function {name!r} already; rename one")
-            self.definitions[name] = Definition(
+            definition = Definition(
                 name,
                 batched.function,
                 signature,
                 batched.parameters,
                 batched.slots,
                 batched.lockstep,
+                batched.batch_sizes,
+                batched.cuda_graphs,
+                batched.direct_dma,
             )
+            check_graphs(definition, str(address))
+            self.definitions[name] = definition
             return Function(address, local=batched.function, signature=signature)
 
         return register
@@ -107,7 +114,13 @@ class App:
 
         return register
 
-    def run(self, *, wait: str | None = None, transport: str | None = None) -> Running:
+    def run(
+        self,
+        *,
+        wait: str | None = None,
+        transport: str | None = None,
+        device: str | None = None,
+    ) -> Running:
         """Return a context manager in which this app's executor runs as a child process.
 
         It has a private name: this app's handles resolve to it, here and in children started
@@ -117,10 +130,13 @@ class App:
             wait: ``"auto"``, ``"spin"`` or ``"park"``, for the executor and, through
                 SHMBATCH_WAIT, for producers started meanwhile.
             transport: ``"linux"`` or ``"posix"``; by default what SHMBATCH_TRANSPORT says.
+            device: where functions on tensors run, ``"auto"``, ``"cpu"``, ``"cuda"`` or
+                ``"cuda:N"``; by default what SHMBATCH_DEVICE says, else ``"auto"``: ``cuda:0``
+                if torch sees it, else ``cpu``.
 
         Raises:
             ConfigError: the app has no functions, or no file that an executor could load; or
-                an argument or SHMBATCH_TRANSPORT is wrong.
+                an argument, SHMBATCH_TRANSPORT or SHMBATCH_DEVICE is wrong.
             LoadError: the executor could not load the file.
         """
         if self.file is None:
@@ -130,9 +146,10 @@ class App:
         if wait is not None:
             wait_mode(wait)
         transport_name(transport)
+        device_name(device)
         from .running import Running  # and with it subprocess: 10 ms, for who runs an app
 
-        return Running(self.name, self.file, wait=wait, transport=transport)
+        return Running(self.name, self.file, wait=wait, transport=transport, device=device)
 
     def __repr__(self) -> str:
         return f"<App {self.name!r}: {', '.join(self.definitions) or 'no functions'}>"

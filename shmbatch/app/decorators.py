@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.batching import BatchParameters, batch_parameters, slot_capacity
+from ..contract.definition import DirectDma
+from ..contract.gpu import direct_dma_mode, graphs_wanted
 from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
+from ..contract.sizes import allowed_sizes
 from ..errors import ConfigError
 
 
@@ -21,6 +24,9 @@ class Batched:
     slots: int | None
     lockstep: bool = False
     values: ValueOptions = field(default_factory=ValueOptions)
+    batch_sizes: tuple[int, ...] | None = None
+    cuda_graphs: bool = False
+    direct_dma: DirectDma = "auto"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError(
@@ -42,6 +48,9 @@ def batched(
     max_lengths: Mapping[str, int] | None = None,
     ragged: str = "list",
     codec: str | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    cuda_graphs: bool = False,
+    direct_dma: DirectDma = "auto",
 ) -> Callable[[Callable[..., Any]], Batched]:
     """Make a function on lists run on batches of single calls.
 
@@ -65,9 +74,21 @@ def batched(
             lengths. With ``"pad"`` it may return such a pair as well.
         codec: ``"pickle"`` has every value travel as a pickle, whatever the annotations say;
             None, as they say.
+        batch_sizes: a tuple or list of increasing sizes that ends with *max_batch_size*, as
+            ``(1, 8, 32)``. The function then gets batches of these sizes only: one of another
+            size is padded to the next by repeating its last input, and the results of these
+            padding rows are dropped. The function must return one for each all the same. A sync
+            function of arrays of fixed shape is run with zeros first, once for each size.
+        cuda_graphs: on a GPU, capture one CUDA graph for each of *batch_sizes* and replay it,
+            where the function allows that. For sync functions whose parameters and result are
+            tensors of fixed shape.
+        direct_dma: on a GPU, whether inputs are copied there straight from the slots, not
+            through a staging buffer: ``"auto"``, where that is quicker; True, wherever it can
+            be done; False, nowhere.
 
     Raises:
-        ConfigError: a value is missing or out of bounds, or what is decorated is no function.
+        ConfigError: a value is missing or out of bounds, contradicts another, or what is
+            decorated is no function.
     """
     if args:
         raise ConfigError(
@@ -82,6 +103,9 @@ def batched(
     if not isinstance(lockstep, bool):
         raise ConfigError(f"lockstep is {lockstep!r:.100}; use True or False")
     values = value_options(max_bytes, max_lengths, ragged, codec)
+    sizes = allowed_sizes(batch_sizes, max_batch_size)
+    graphs = graphs_wanted(cuda_graphs, sizes)
+    direct = direct_dma_mode(direct_dma)
 
     def decorate(function: Callable[..., Any]) -> Batched:
         if inspect.isclass(function):
@@ -90,6 +114,6 @@ def batched(
             )
         if not inspect.isfunction(function):
             raise ConfigError(f"@batched decorates {function!r}; it must be a function")
-        return Batched(function, parameters, slots, lockstep, values)
+        return Batched(function, parameters, slots, lockstep, values, sizes, graphs, direct)
 
     return decorate

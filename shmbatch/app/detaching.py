@@ -177,6 +177,7 @@ class Detached:
         *,
         app: str | None = None,
         transport: str | None = None,
+        device: str | None = None,
         wait: str | None = None,
         log_moves: bool = False,
     ) -> None:
@@ -202,6 +203,7 @@ class Detached:
                             name=name,
                             app=app,
                             transport=transport,
+                            device=device,
                             wait=wait,
                             ready_fd=ready_in,
                         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..client.connecting import handle
 from ..client.function import Function
 from ..client.handshake import ANSWER_S
+from ..contract.device import device_name
 from ..errors import ConfigError, ExecutorNotFound, NameTaken, ShmbatchError
 from ..protocol import names, owners, ownership
 from ..protocol.attempts import Attempt, Look
@@ -28,6 +29,7 @@ def ensure(
     *,
     timeout: float | None = TIMEOUT_S,
     transport: str | None = None,
+    device: str | None = None,
     wait: str | None = None,
     arrays: str = "native",
     log: str | os.PathLike[str] | None = None,
@@ -47,6 +49,8 @@ def ensure(
             Whatever it is, one that serves has a second to answer, and one that is started has
             five to get a process of its own.
         transport: of an executor that is started; by default what SHMBATCH_TRANSPORT says.
+        device: where functions on tensors run in an executor that is started, as of `App.run`; by
+            default what SHMBATCH_DEVICE says.
         wait: ``"auto"``, ``"spin"`` or ``"park"``, for this process and for an executor that is
             started; by default what SHMBATCH_WAIT says.
         arrays: as of `connect`.
@@ -58,12 +62,14 @@ def ensure(
         ExecutorGone: an executor that was started died without a word.
         ExecutorNotFound: no executor was ready in time.
         HandshakeError: the executor has another version, or no such function.
-        ConfigError: an argument or SHMBATCH_TRANSPORT is wrong, or the log file cannot be used.
+        ConfigError: an argument, SHMBATCH_TRANSPORT or SHMBATCH_DEVICE is wrong, or the log file
+            cannot be used.
     """
     deadline = deadline_ns(timeout)
     function = handle(address, arrays=arrays, wait=wait)
     app = function.address.app
     transport_name(transport)
+    device_name(device)
     if names.resolve(app) != app:  # inside a run: that executor and no other
         function.connect(timeout, answer_s=_patience_s(deadline))
         return function
@@ -89,7 +95,7 @@ def ensure(
             look = attempt.look()
             # Asked anew: an attempt before ours may have just succeeded.
             if look is Look.OURS and owners.owner(app) is None:
-                _start(attempt, app, Path(file), deadline, transport, wait, log)
+                _start(attempt, app, Path(file), deadline, transport, device, wait, log)
                 attempt = None
             elif look is Look.OVER:
                 failure = attempt.failure()
@@ -113,6 +119,7 @@ def _start(
     file: Path,
     deadline: int | None,
     transport: str | None,
+    device: str | None,
     wait: str | None,
     log: str | os.PathLike[str] | None,
 ) -> None:
@@ -123,7 +130,7 @@ def _start(
     try:
         with (
             Log(None if log is None else Path(log), app) as opened,
-            Detached(file, app, opened, transport=transport, wait=wait) as executor,
+            Detached(file, app, opened, transport=transport, device=device, wait=wait) as executor,
         ):
             try:
                 executor.wait(deadline)

@@ -14,6 +14,7 @@ def command(
     name: str | None,
     app: str | None,
     transport: str | None,
+    device: str | None,
     wait: str | None,
     ready_fd: int,
 ) -> list[str]:
@@ -23,6 +24,7 @@ def command(
         "--name": name,
         "--app": app,
         "--transport": transport,
+        "--device": device,
         "--wait": wait,
         "--ready-fd": str(ready_fd),
     }.items():

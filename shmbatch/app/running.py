@@ -19,11 +19,20 @@ from .reports import Reports, error_in
 class Running:
     """Context manager; see `App.run`. Each entry starts an executor of its own."""
 
-    def __init__(self, app: str, file: Path, *, wait: str | None, transport: str | None) -> None:
+    def __init__(
+        self,
+        app: str,
+        file: Path,
+        *,
+        wait: str | None,
+        transport: str | None,
+        device: str | None,
+    ) -> None:
         self._app = app
         self._file = file
         self._wait = wait
         self._transport = transport
+        self._device = device
         self._child: subprocess.Popen[bytes] | None = None
         self._private = ""
         self._outer_wait: str | None = None
@@ -90,6 +99,7 @@ class Running:
                 name=self._private,
                 app=self._app,
                 transport=self._transport,
+                device=self._device,
                 wait=self._wait,
                 ready_fd=ready_fd,
             ),

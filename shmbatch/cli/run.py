@@ -10,6 +10,7 @@ import click
 
 from ..protocol.spinning import MODES
 from ..protocol.transport import TRANSPORTS
+from . import options
 
 
 @click.command("run")
@@ -20,13 +21,20 @@ from ..protocol.transport import TRANSPORTS
     type=click.Choice(TRANSPORTS),
     help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
 )
+@options.device
 @click.option(
     "--wait",
     type=click.Choice(MODES),
     envvar="SHMBATCH_WAIT",
     help="How executor and producers wait; auto by default. [env: SHMBATCH_WAIT]",
 )
-def command(target: str, app_name: str | None, transport: str | None, wait: str | None) -> None:
+def command(
+    target: str,
+    app_name: str | None,
+    transport: str | None,
+    device: str | None,
+    wait: str | None,
+) -> None:
     """Start FILE's executor, run its entrypoint, drain, stop.
 
     Writes nothing of its own to standard output.
@@ -37,7 +45,7 @@ def command(target: str, app_name: str | None, transport: str | None, wait: str 
     file, _, entrypoint_name = target.partition("::")
     app = find_app(load_file(Path(file)), app_name)
     entrypoint = find_entrypoint(app, entrypoint_name or None)
-    with app.run(transport=transport, wait=wait):
+    with app.run(transport=transport, device=device, wait=wait):
         result = entrypoint()
         if inspect.iscoroutine(result):
             import asyncio

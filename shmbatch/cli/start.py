@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..app.reports import Reporter, report_of
+from ..contract.device import device_name
 from ..errors import LoadError, ShmbatchError
 from ..protocol.descriptors import shortage
 from ..protocol.spinning import MODES
 from ..protocol.transport import TRANSPORTS, transport_name
+from . import options
 from .printing import say
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class _Seconds(click.FloatRange):
     type=click.Choice(TRANSPORTS),
     help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
 )
+@options.device
 @click.option(
     "--wait",
     type=click.Choice(MODES),
@@ -84,6 +87,7 @@ def command(
     name: str | None,
     app_name: str | None,
     transport: str | None,
+    device: str | None,
     wait: str,
     detach: bool,
     log_file: Path | None,
@@ -98,8 +102,9 @@ def command(
     SIGTERM, Ctrl-C and `shmbatch stop` let calls already made finish; a second signal does not.
     """
     transport = transport_name(transport)
+    device = device_name(device)
     if detach:
-        _detach(file, name, app_name, transport, wait, log_file, timeout)
+        _detach(file, name, app_name, transport, device, wait, log_file, timeout)
         return
     for option, value in (("--log", log_file), ("--timeout", timeout)):
         if value is not None:
@@ -120,7 +125,9 @@ def command(
     if supervisor_fd is not None:
         os.set_inheritable(supervisor_fd, False)
     try:
-        _serve(file, name, app_name, transport, wait, report, supervisor_fd, notify, log_since)
+        _serve(
+            file, name, app_name, transport, device, wait, report, supervisor_fd, notify, log_since
+        )
     except ShmbatchError as error:
         if ready_fd is None:
             raise
@@ -135,6 +142,7 @@ def _serve(
     name: str | None,
     app_name: str | None,
     transport: str,
+    device: str,
     wait: str,
     report: Reporter,
     supervisor_fd: int | None,
@@ -165,6 +173,7 @@ def _serve(
             served,
             load,
             transport=transport,
+            device=device,
             wait=wait,
             ready=lambda: report.make({"ready": True, "name": served}, last=True),
             supervisor_fd=supervisor_fd,
@@ -205,6 +214,7 @@ def _detach(
     name: str | None,
     app_name: str | None,
     transport: str,
+    device: str,
     wait: str,
     log_file: Path | None,
     timeout: float | None,
@@ -227,6 +237,7 @@ def _detach(
             opened,
             app=app_name,
             transport=transport,
+            device=device,
             wait=wait,
             log_moves=name is None and log_file is None,
         ) as executor,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from .batching import BatchParameters
 from .signature import Signature
+
+DirectDma: TypeAlias = Literal["auto", True, False]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Definition:
     parameters: BatchParameters
     slots: int | None  # per producer; None for the default
     lockstep: bool = False  # a batch is also due when nobody is left to wait for
+    batch_sizes: tuple[int, ...] | None = None  # those a batch may have; None: any
+    cuda_graphs: bool = False  # one is captured for each of batch_sizes
+    direct_dma: DirectDma = "auto"  # whether inputs go from slots to the GPU without staging
 
     @property
     def is_async(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 
 import shmbatch
 from shmbatch.errors import ConfigError
@@ -201,6 +202,42 @@ def test_what_can_be_batched_is_accepted(app: shmbatch.App) -> None:
     assert app.definitions["scalars"].signature.describe() == (
         "(xs: list[int], ys: list[float], zs: list[bool]) -> list[float]"
     )
+
+
+def test_what_is_said_of_a_gpu_stands_in_the_definition(app: shmbatch.App) -> None:
+    @app.function()
+    @batched
+    def plain(xs: list[int]) -> list[int]: ...
+
+    @app.function()
+    @shmbatch.batched(
+        max_batch_size=8, wait_ms=1, batch_sizes=[1, 8], cuda_graphs=True, direct_dma=False
+    )
+    def graphed(xs: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch"]: ...
+
+    definition = app.definitions["plain"]
+    assert (definition.batch_sizes, definition.cuda_graphs) == (None, False)
+    assert definition.direct_dma == "auto"
+    definition = app.definitions["graphed"]
+    assert (definition.batch_sizes, definition.cuda_graphs) == ((1, 8), True)
+    assert definition.direct_dma is False
+
+
+def test_a_function_that_no_graph_can_capture_is_refused_by_its_full_name(
+    app: shmbatch.App,
+) -> None:
+    graphed = shmbatch.batched(max_batch_size=8, wait_ms=1, batch_sizes=(8,), cuda_graphs=True)
+
+    def add(xs: Float32[Tensor, "batch 3"], ys: list[int]) -> Float32[Tensor, "batch 3"]: ...
+    async def awaits(xs: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch 3"]: ...
+
+    with pytest.raises(
+        ConfigError, match=r"^parameter 'ys' of sums\.add is list\[int\], but cuda"
+    ):
+        app.function()(graphed(add))
+    with pytest.raises(ConfigError, match=r"^sums\.awaits is async, and what it awaits cannot be"):
+        app.function()(graphed(awaits))
+    assert app.definitions == {}, "what was refused is not served"
 
 
 def test_functions_of_an_interactive_session_are_refused(tmp_path: Path) -> None:

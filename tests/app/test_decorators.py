@@ -59,6 +59,26 @@ def test_lockstep_is_true_or_false(lockstep: object) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"batch_sizes": (1, 8)},
+            "batch_sizes ends with 8, but max_batch_size is 32; "
+            "make them the same, for a full batch is to have an allowed size",
+        ),
+        (
+            {"cuda_graphs": True},
+            "cuda_graphs=True without batch_sizes: one graph is captured for each allowed size; "
+            "add them, as in batch_sizes=(1, 8, 32)",
+        ),
+        ({"direct_dma": "no"}, "direct_dma is 'no'; use 'auto', True or False"),
+    ],
+)
+def test_what_is_said_of_a_gpu_is_checked_at_once(said: dict[str, Any], message: str) -> None:
+    assert refusal(max_batch_size=32, wait_ms=0, **said) == message
+
+
 @pytest.mark.parametrize("slots", [0, 131_073, 1.5, True])
 def test_slots_out_of_bounds_are_refused(slots: object) -> None:
     assert refusal(max_batch_size=1, wait_ms=0, slots=slots) == (

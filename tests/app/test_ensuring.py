@@ -129,6 +129,14 @@ def test_what_nobody_serves_is_started_and_outlives_the_caller(
         assert executor.gone(0)
 
 
+def test_the_device_goes_to_an_executor_that_is_started(tmp_path: Path) -> None:
+    file = written(tmp_path, "served.py", SERVED)
+    pid = shmbatch.ensure("served.pid", file, device="cpu").remote(0)
+    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert arguments[arguments.index("--device") + 1] == "cpu"
+    shmbatch.stop("served")
+
+
 def test_what_is_served_already_is_connected_to_and_the_file_not_looked_at(tmp_path: Path) -> None:
     with started("start", written(tmp_path, "served.py", SERVED)) as process:
         shmbatch.connect("served.double", timeout=60)
@@ -397,6 +405,7 @@ def test_a_file_that_ensures_itself_while_it_is_loaded_is_told(tmp_path: Path) -
     ("options", "error", "message"),
     [
         ({"transport": "pigeon"}, ConfigError, "transport is 'pigeon'; it must be one of linux"),
+        ({"device": "tpu"}, ConfigError, "device is 'tpu'; use auto, cpu, cuda or cuda:N, as"),
         ({"wait": "sleep"}, ConfigError, "wait is 'sleep'; it must be one of auto, spin, park"),
         ({"arrays": "lists"}, ConfigError, "arrays is 'lists'; it must be one of "),
         ({"timeout": "soon"}, ConfigError, "timeout is 'soon'; give seconds as a number"),

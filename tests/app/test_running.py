@@ -14,6 +14,7 @@ import pytest
 import shmbatch
 from shmbatch.app.load import load_file
 from shmbatch.errors import ConfigError, ExecutorGone, ExecutorNotFound, LoadError
+from shmbatch.protocol import names
 from tests.programs import FIRST_PROGRAM, SERVED, Watched, line, ran, started, written
 
 
@@ -111,11 +112,22 @@ def test_an_executor_that_dies_while_it_starts_is_gone(tmp_path: Path, served: M
         served.app.run().__enter__()
 
 
-def test_a_wrong_wait_or_transport_is_refused(served: ModuleType) -> None:
+def test_a_wrong_wait_transport_or_device_is_refused(served: ModuleType) -> None:
     with pytest.raises(ConfigError, match="wait is 'sleep'; it must be one of auto, spin, park"):
         served.app.run(wait="sleep")
     with pytest.raises(ConfigError, match="transport is 'pigeon'; it must be one of linux, posix"):
         served.app.run(transport="pigeon")
+    with pytest.raises(ConfigError, match="device is 'tpu'; use auto, cpu, cuda or cuda:N, as in"):
+        served.app.run(device="tpu")
+
+
+def test_the_device_goes_to_the_executor(served: ModuleType) -> None:
+    with served.app.run(device="cpu") as running:
+        arguments = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
+        assert shmbatch.statistics(names.resolve("user_served"))["device"] == "cpu"
+    assert arguments[arguments.index("--device") + 1] == "cpu"
+    with served.app.run() as running:  # which the environment may decide
+        assert "--device" not in Path(f"/proc/{running.pid}/cmdline").read_text()
 
 
 @pytest.mark.parametrize("wait", ["auto", "spin", "park"])

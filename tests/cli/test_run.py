@@ -230,6 +230,8 @@ def test_what_fails_in_the_executor_alone_is_said_once(tmp_path: Path) -> None:
         ["run", "a.py", "b.py"],
         ["run", "a.py", "--transport", "carrier-pigeon"],
         ["run", "a.py", "--wait", "sleep"],
+        ["run", "a.py", "--device", "tpu"],
+        ["start", "a.py", "--device", "cuda:-1"],
         ["start"],
         ["stop"],
         ["stats"],
@@ -260,6 +262,46 @@ def test_a_transport_of_the_environment_that_there_is_not_is_one_line(
         "error: SHMBATCH_TRANSPORT is 'carrier'; it must be one of linux, posix\n"
     )
     assert (result.stdout, result.returncode) == ("", 1)
+
+
+@pytest.mark.no_transport
+@pytest.mark.parametrize("verb", [["run"], ["start"], ["start", "--detach"]])
+def test_a_device_of_the_environment_that_is_none_is_one_line(
+    tmp_path: Path, verb: list[str]
+) -> None:
+    file = written(tmp_path, "first.py", FIRST_PROGRAM)
+    result = ran(*verb, file, SHMBATCH_DEVICE="tpu")
+    assert result.stderr == (
+        "error: SHMBATCH_DEVICE is 'tpu'; use auto, cpu, cuda or cuda:N, as in cuda:0\n"
+    )
+    assert (result.stdout, result.returncode) == ("", 1)
+
+
+@pytest.mark.no_transport
+@pytest.mark.parametrize("verb", [["run"], ["start", "--detach"]])
+def test_a_device_of_the_command_line_goes_to_the_executor(
+    tmp_path: Path, logs: Path, verb: list[str]
+) -> None:
+    # The option wins over the environment, in this process and in the executor's.
+    main = """
+    import sys
+
+    class Nowhere(Exception): ...
+
+    if "start" in sys.argv:  # so we are the executor
+        raise Nowhere(sys.argv[sys.argv.index("--device") + 1])
+    """
+    file = written(tmp_path, "served.py", main, SERVED, PRINT_PID)
+    result = ran(*verb, file, "--device", "cuda:1", SHMBATCH_DEVICE="tpu")
+    assert "does not import: Nowhere: cuda:1" in result.stderr
+    assert result.returncode == 1
+
+
+def test_a_device_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    result = ran("run", "a.py", "--device", "tpu")
+    assert result.stderr.endswith(
+        "Error: Invalid value for '--device': 'tpu' is not auto, cpu, cuda or cuda:N.\n"
+    )
 
 
 def test_help_and_version_are_status_0() -> None:
