@@ -93,7 +93,10 @@ class ExecutorClosed(ShmbatchError):
 
 
 class ExecutorGone(ShmbatchError, ConnectionError):
-    """The executor died; calls that it had taken may or may not have run."""
+    """The executor died; calls that it had taken may or may not have run.
+
+    If it could still say why, as after an illegal access on a GPU, the message has the cause.
+    """
 
 
 class HandshakeError(ShmbatchError):

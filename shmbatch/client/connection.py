@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 SLICE_NS = 25_000_000
 
 _CROWDED_NS = 1_000_000
+_PACKETS_MAX = 1024  # more than a socket's buffer holds; somebody may send without an end
 _SPIN_NS = 20_000  # of `auto`
 
 
@@ -141,6 +142,9 @@ class Connection:
         self.stash: dict[int, list[Any]] = {}
         self._reaping = threading.RLock()
         self._looked_ns = 0
+        # Held for moments; by the same thread twice if a signal handler makes a call.
+        self._reading = threading.RLock()
+        self._cause: str | None = None  # of the executor's death, if it could say so
         self.listener: Listener | None = None  # tells event loops of finished calls
         self.sleepers: list[int] = []  # the ticket of each thread in `sleep`
         self._listener_mutex = threading.Lock()
@@ -465,11 +469,40 @@ class Connection:
         if state in (READY, TAKEN):
             raise self.gone(was_taken=state != READY)
 
+    def read(self) -> bool:
+        """Take in what the executor has sent, without waiting; False if nothing will follow.
+
+        For whoever looks, from any thread: who reads a cause has noted it before another one
+        finds nothing left to read. Not in a forked child, where all that is the parent's.
+        """
+        if self.ring.forked:
+            return True
+        with self._reading:
+            for _ in range(_PACKETS_MAX):
+                try:
+                    packet = self.sock.recv(control.LOST_NBYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return True
+                except ConnectionResetError:
+                    continue  # said once, ahead of what it had sent before; see `control.receive`
+                except OSError:
+                    return False
+                if not packet:
+                    return False
+                if len(packet) > 1:  # else it only wakes event loops
+                    self._cause = control.cause_in(packet) or self._cause
+        return True
+
     def lost(self) -> None:
         """Note that the executor is gone. Idempotent."""
         if not self.dead:
+            self.read()  # first: who finds it dead finds the cause, too
             self.dead = True
-            say(INFO, "the executor of '%s' (process %d) is gone", self.address, self.executor_pid)
+            why = "" if self._cause is None else f": {self._cause}"
+            say(
+                *(INFO, "the executor of '%s' (process %d) is gone%s"),
+                *(self.address, self.executor_pid, why),
+            )
 
     def gone(self, *, was_taken: bool) -> Exception:
         who = f"executor of '{self.address}' (process {self.executor_pid})"
@@ -477,6 +510,10 @@ class Connection:
             return ProtocolError(
                 f"{who} has disconnected this process, which broke the protocol or overwrote "
                 f"the shared memory; calls that it had taken may or may not have run"
+            )
+        if self._cause is not None:
+            return ExecutorGone(
+                f"{who} died: {self._cause}; calls that it had taken may or may not have run"
             )
         if self.ring.status == CLOSED and not was_taken:
             return ExecutorClosed(f"{who} had stopped before it took this call")
@@ -493,7 +530,10 @@ class Connection:
 
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
-        lost, self.dead = self.dead, True
+        lost = self.dead
+        if not lost:
+            self.read()  # who asks for a call later is told why the executor died, if it has
+        self.dead = True
         for handle in list(self.handles):
             handle.forget(self)  # or the memory would stay mapped for as long as the handle is
         if self.ring.forked:

@@ -141,6 +141,8 @@ def _greet(
     try:
         if reply["kind"] == "refused":
             raise refusal(reply)
+        if reply["kind"] == "lost":  # it dies just now
+            raise EOFError
         if reply["kind"] != "welcome" or len(fds) < 3:
             raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
         try:

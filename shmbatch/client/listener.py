@@ -9,7 +9,6 @@ The socket's end, or the executor's pidfd, says that the executor is gone.
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -173,18 +172,10 @@ class Listener:
         loop.remove_reader(self._pidfd)
 
     def _readable(self) -> None:
-        gone = False
-        try:
-            while not gone:
-                gone = not self._connection.sock.recv(64, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
-        except OSError:
-            gone = True
-        if gone:
+        connection = self._connection
+        if not connection.read():
             self._gone()
             return
-        connection = self._connection
         for ticket in connection.ring.finished(False):
             self.tell(ticket)
         if connection.slots and connection.reap():

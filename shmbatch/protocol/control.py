@@ -31,6 +31,11 @@ _FD_NBYTES = struct.calcsize("i")
 # The message of kind "goodbye", for when the interpreter is about to end: it needs no import.
 GOODBYE = b"\x81\xa4kind\xa7goodbye"
 
+# The message of kind "lost", an executor's last one, is never longer: the producer that reads it
+# gives it so much room.
+LOST_NBYTES = 4096
+_CAUSE_NBYTES = 2048
+
 
 class Credentials(NamedTuple):
     """Who was at the other end when the connection was made, says the kernel."""
@@ -98,6 +103,33 @@ def receive(
         for fd in fds:
             os.close(fd)
         raise
+
+
+def lost(cause: str) -> dict[str, Any]:
+    """Return the message that tells producers why their executor dies."""
+    return {"kind": "lost", "cause": _one_line(cause)}
+
+
+def cause_in(packet: bytes) -> str | None:
+    """Return the cause that a message of kind "lost" tells; None of any other packet.
+
+    It is one line, printable and short, whatever was sent.
+    """
+    try:
+        import msgspec
+
+        message = msgspec.msgpack.decode(packet, type=dict[str, str])
+    except (ValueError, RecursionError, ImportError):  # the last one when the interpreter ends
+        return None
+    if message.get("kind") != "lost":
+        return None
+    return _one_line(message.get("cause", "")) or None
+
+
+def _one_line(text: str) -> str:
+    words = " ".join(text[:_CAUSE_NBYTES].split())
+    printable = "".join(each if each.isprintable() else "?" for each in words)
+    return printable.encode()[:_CAUSE_NBYTES].decode(errors="ignore")
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:

@@ -6,6 +6,7 @@ still served, and the fixture of all tests whether a descriptor is left.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -15,7 +16,8 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ from shmbatch.executor.control import Connection, Control
 from shmbatch.executor.loop import Loop
 from shmbatch.executor.poller import Poller
 from shmbatch.executor.served import ServedFunction
-from shmbatch.executor.staging import Cpu
+from shmbatch.executor.staging.devices import Cpu
 from shmbatch.protocol import PROTOCOL_VERSION, control, layout, snapshot
-from shmbatch.protocol._core import EXPELLED, PARKED, Bell
+from shmbatch.protocol._core import DRAINING, EXPELLED, PARKED, Bell
 from shmbatch.protocol.directory import socket_path
 from shmbatch.protocol.transport import executor_transport, producer_transport
 from tests import processes, rings
@@ -112,7 +114,8 @@ class Executor:
 
     def close(self) -> None:
         processes.hang_up()
-        processes.wait_until(lambda: not self.control._watched, "everybody is gone")
+        if not self.control._closing:  # it has hung up on everybody
+            processes.wait_until(lambda: not self.control._watched, "everybody is gone")
         self.loop.post(self.loop.drain)
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
@@ -892,3 +895,264 @@ def test_once_it_refuses_nobody_gets_in_and_who_is_in_stays(executor: Executor) 
     with pytest.raises(ConnectionRefusedError):
         Raw()
     assert add.remote(1, 2) == 3
+
+
+# ---- what is said last -----------------------------------------------------------------------
+
+WHY = "CUDA error: an illegal memory access was encountered (AcceleratorError) in control.add"
+DIED = rf"died: {re.escape(WHY)}; calls that it had taken may or may not have run$"
+
+
+def dies(executor: Executor) -> None:
+    """Have it tell everybody the cause, as the loop's thread does."""
+    executor.call(lambda: executor.control.hang_up(WHY))
+
+
+def executors_end(executor: Executor) -> Connection:
+    """The executor's end of the only connection that there is."""
+    (connection,) = {each for each in executor.control._watched.values() if each.attached}
+    return connection
+
+
+def test_whoever_is_attached_is_told_the_cause_and_hung_up_on(executor: Executor) -> None:
+    with Raw() as first, Raw() as second, Raw() as stranger:
+        welcomes = [each.attach() for each in (first, second)]
+        assert stranger.producers() == 2
+        dies(executor)
+        for raw, (_, fds) in zip((first, second), welcomes, strict=True):
+            shut(fds)
+            assert raw.hear() == ({"kind": "lost", "cause": WHY}, [])
+            raw.is_hung_up_on()
+    assert not executor.control._thread.is_alive()
+
+
+def test_who_does_not_read_is_hung_up_on_and_not_waited_for(executor: Executor) -> None:
+    with Raw() as deaf, Raw() as hearing:
+        shut(deaf.attach()[1])
+        end = executors_end(executor)
+        shut(hearing.attach()[1])
+        with suppress(BlockingIOError):
+            while True:
+                end.sock.send(b"!" * 1000)
+        dies(executor)
+        assert hearing.hear() == ({"kind": "lost", "cause": WHY}, [])
+        assert control.is_gone(deaf.sock, None)
+
+
+def test_who_attaches_just_then_is_told_too(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes, may_go_on = threading.Event(), threading.Event()
+    create, tell = executor.transport.create, executor.control._tell_lost
+
+    def creates(nbytes: int, capacity: int) -> Any:
+        makes.set()
+        assert may_go_on.wait(PATIENCE_S)
+        return create(nbytes, capacity)
+
+    def tells(cause: str) -> list[Connection]:
+        told = tell(cause)
+        may_go_on.set()
+        return told
+
+    monkeypatch.setattr(executor.transport, "create", creates)
+    monkeypatch.setattr(executor.control, "_tell_lost", tells)
+    with Raw() as raw:
+        raw.send(attach())
+        assert makes.wait(PATIENCE_S)
+        dies(executor)
+        assert executor.control._closing
+        welcome, fds = raw.hear(4)
+        shut(fds)
+        assert welcome["kind"] == "welcome"
+        assert raw.hear() == ({"kind": "lost", "cause": WHY}, [])
+        raw.is_hung_up_on()
+
+
+def test_a_handshake_that_it_ends_leaves_no_name(executor: Executor) -> None:
+    before = processes.shared_memory()
+    with Raw() as raw:
+        shut(raw.attach()[1])
+        dies(executor)
+        assert processes.shared_memory() == before
+
+
+def test_a_cause_survives_what_the_executor_has_not_read(executor: Executor) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    end = executors_end(executor)
+    dies(executor)
+    control.send(connection.sock, {"kind": "attached"})
+    end.close()
+    with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+        connection.check_alive()
+
+
+def test_a_caller_hears_the_cause_and_so_do_later_ones(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    connection = add.connect()
+    finished = add.spawn(1, 2)
+    processes.wait_until(lambda: executor.function.statistics.batch_sizes(), "it has run")
+    with caplog.at_level(logging.INFO, "shmbatch.client"):
+        dies(executor)
+        with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+            connection.check_alive()
+    assert caplog.messages[-1] == (
+        f"the executor of 'control.add' (process {os.getpid()}) is gone: {WHY}"
+    )
+    for was_taken in (True, False):
+        error = connection.gone(was_taken=was_taken)
+        assert isinstance(error, shmbatch.errors.ExecutorGone)
+    assert finished.get() == 3
+
+
+def test_a_call_that_a_draining_executor_had_not_taken_hears_the_cause(
+    executor: Executor,
+) -> None:
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    connection = add.connect()
+    executor.call(lambda: executors_end(executor).ring.set_status(DRAINING))
+    assert isinstance(connection.gone(was_taken=False), shmbatch.errors.ExecutorClosed)
+    dies(executor)
+    with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+        connection.check_alive()
+    assert isinstance(connection.gone(was_taken=False), shmbatch.errors.ExecutorGone)
+
+
+def test_a_call_that_is_asked_for_after_the_hang_up_hears_the_cause(executor: Executor) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    dies(executor)
+    processes.hang_up()
+    with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+        connection.check_alive()
+
+
+def test_threads_that_look_at_once_all_hear_the_cause(executor: Executor) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    end = executors_end(executor)
+    count = 8
+    heard: list[Exception] = []
+
+    def dies_again() -> None:
+        connection.dead, connection._cause = False, None
+        end.sock.send(b"!")
+        control.send(end.sock, control.lost(WHY), wait=False)
+
+    barrier = threading.Barrier(count, action=dies_again)
+
+    def looks() -> None:
+        for _ in range(200):
+            barrier.wait(PATIENCE_S)
+            connection.lost()
+            heard.append(connection.gone(was_taken=True))
+
+    with ThreadPoolExecutor(count) as threads:
+        for each in [threads.submit(looks) for _ in range(count)]:
+            each.result()
+    assert len(heard) == count * 200
+    assert all(WHY in str(error) for error in heard)
+
+
+def test_a_fork_leaves_the_cause_to_its_parent(executor: Executor) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    dies(executor)
+    child = os.fork()
+    if child == 0:
+        try:
+            connection.lost()
+            connection.close()
+        finally:
+            os._exit(0 if connection._cause is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+        connection.check_alive()
+
+
+def test_what_an_event_loop_reads_first_is_there_for_threads_too(executor: Executor) -> None:
+    add = shmbatch.connect(f"{NAME}.add", timeout=0)
+    connection = add.connect()
+    end = executors_end(executor)
+
+    async def reads() -> None:
+        connection.listening()._listen()
+        control.send(end.sock, control.lost(WHY), wait=False)
+        while connection._cause is None:
+            await asyncio.sleep(0)
+        assert not connection.dead  # whatever it says, it lives
+        assert await add.remote.aio(1, 2) == 3
+
+    asyncio.run(reads())
+    end.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
+        connection.check_alive()
+
+
+HOSTILE = {
+    "nothing": [],
+    "an empty packet": [b""],
+    "nonsense": [b"\xc1\xff" * 1000],
+    "no text": [msgspec.msgpack.encode({"kind": "lost", "cause": {"a": 1}})],
+    "too much": [msgspec.msgpack.encode({"kind": "lost", "cause": "x" * 100_000})],
+    "an endless list": [b"\x82\xa4kind\xa4lost\xa5cause\xdd\xff\xff\xff\xff"],
+    "many wakes": [b"!"] * 200,
+}
+
+
+@pytest.mark.parametrize("in_loop", [False, True], ids=["thread", "event loop"])
+@pytest.mark.parametrize("packets", HOSTILE.values(), ids=HOSTILE.keys())
+def test_last_words_that_are_none_break_nobody(
+    executor: Executor, packets: list[bytes], in_loop: bool
+) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    end = executors_end(executor)
+
+    def says() -> None:
+        out, into = os.pipe()
+        rights = struct.pack("2i", out, into)
+        for packet in packets:
+            end.sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        end.sock.shutdown(socket.SHUT_WR)
+        shut([out, into])
+
+    async def listens() -> None:
+        connection.listening()._listen()
+        says()
+        while not connection.dead:
+            await asyncio.sleep(0)
+
+    if in_loop:
+        asyncio.run(listens())
+    else:
+        says()
+    with pytest.raises(
+        shmbatch.errors.ExecutorGone,
+        match=r"died; calls that it had taken may or may not have run$",
+    ):
+        connection.check_alive()
+
+
+def test_last_words_are_printed_as_text(executor: Executor) -> None:
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    end = executors_end(executor)
+    hostile = {"kind": "lost", "cause": "\x1b[2Jred\nalert\x00 \u202e" + "x" * 2500}
+    end.sock.send(msgspec.msgpack.encode(hostile))
+    end.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(shmbatch.errors.ExecutorGone) as caught:
+        connection.check_alive()
+    assert "died: ?[2Jred alert? ?xxx" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2300
+
+
+def test_an_executor_that_dies_instead_of_a_welcome_is_not_found(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attaches(self: Control, connection: Connection, message: dict[str, Any]) -> None:
+        self._reply(connection, control.lost(WHY))
+
+    monkeypatch.setattr(Control, "_attach", attaches)
+    with pytest.raises(shmbatch.errors.ExecutorNotFound, match="no executor serves 'control'"):
+        shmbatch.connect(f"{NAME}.add", timeout=0)
+    monkeypatch.undo()
+    executor.serves()

@@ -565,3 +565,62 @@ def test_waiting_for_the_end_lasts_until_the_end(peer: Peer, timeout: float | No
 
     assert control.is_gone(peer.sock, pidfd, timeout=timeout)
     os.close(pidfd)
+
+
+# The last words of an executor.
+
+
+def packed(message: dict[str, Any]) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def test_a_cause_crosses_as_it_was_given() -> None:
+    cause = "CUDA error: an illegal memory access was encountered (AcceleratorError) in a.f"
+    assert control.cause_in(packed(control.lost(cause))) == cause
+
+
+@given(st.text())
+def test_any_cause_is_one_printable_line(cause: str) -> None:
+    heard = control.cause_in(packed(control.lost(cause)))
+    assert heard is None or (heard.isprintable() and heard.strip())
+    assert control.cause_in(packed({"kind": "lost", "cause": heard or ""})) == heard
+    if not cause.split():
+        assert heard is None
+
+
+@pytest.mark.parametrize("letter", ["a", "\N{GREEK SMALL LETTER LAMDA}", "\N{GRINNING FACE}"])
+def test_a_long_cause_is_cut_and_fits_into_what_is_read(letter: str) -> None:
+    packet = packed(control.lost(letter * 1_000_000))
+    heard = control.cause_in(packet)
+    assert heard is not None
+    assert set(heard) == {letter}
+    assert 2040 < len(heard.encode()) <= 2048
+    assert len(packet) <= control.LOST_NBYTES
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(b"", b"!", b"\xc1", b"\x90", control.GOODBYE, b"\x81\xa4kind\xa4lost"),
+        packed({"kind": "lost", "cause": 5}),
+        packed({"kind": "lost", "cause": ["text"]}),
+        packed({"kind": "lost", "cause": "text", "more": 1}),
+        packed({"kind": "refused", "cause": "text"}),
+        packed({"cause": "text"}),
+        packed({"kind": "lost", "cause": " \n"}),
+        packed({"kind": "lost", "cause": "x" * 10_000})[: control.LOST_NBYTES],
+        packed({"kind": "lost", "cause": "text"}) + b"\0",
+        b"\x82\xa4kind\xa4lost\xa5cause\xa1\xff",
+        *MALFORMED.values(),
+    ],
+    ids=lambda packet: repr(packet[:40]),
+)
+def test_of_any_other_packet_there_is_no_cause(packet: bytes) -> None:
+    assert control.cause_in(packet) is None
+
+
+@given(st.binary(max_size=60))
+def test_no_packet_breaks_whoever_looks_for_a_cause(packet: bytes) -> None:
+    for each in (packet, b"\x82\xa4kind\xa4lost\xa5cause" + packet):
+        heard = control.cause_in(each)
+        assert heard is None or heard.isprintable()
