@@ -28,7 +28,7 @@ FLOORS = {
 
 # Where a module of somebody else's may be imported, and the only places.
 HOMES = {
-    "torch": {"client.results", "executor.staging"},
+    "torch": {"client.results", "executor.staging.devices", "executor.staging.runtime"},
     "posix_ipc": {"protocol.posix"},
     "msgspec": {
         "contract.exceptions",
@@ -37,7 +37,16 @@ HOMES = {
         "protocol.control",
         "protocol.snapshot",
     },
-    "click": {"cli", "cli.printing", "cli.ps", "cli.run", "cli.start", "cli.stop", "cli.stats"},
+    "click": {
+        "cli",
+        "cli.options",
+        "cli.printing",
+        "cli.ps",
+        "cli.run",
+        "cli.start",
+        "cli.stop",
+        "cli.stats",
+    },
     "jaxtyping": set[str](),
     "datetime": set[str](),
     "time": {
@@ -47,7 +56,7 @@ HOMES = {
         "client.handshake",
         "protocol.clock",
     },
-    "ctypes": set[str](),
+    "ctypes": {"executor.staging.runtime"},
     "pickle": {"contract.pickling"},  # for codec="pickle" alone, imported where that is asked for
     "multiprocessing": set[str](),
     "threading": {
@@ -56,6 +65,7 @@ HOMES = {
         "client.pool",
         "client.slots",
         "executor.control",
+        "executor.lander",  # sleeps for a batch on the device
         "protocol.names",
         "protocol.ownership",
     },
@@ -117,7 +127,7 @@ def test_there_is_something_to_look_at() -> None:
     assert floors == {*FLOORS, "", "__main__"}
     assert "shmbatch.protocol._core.ProducerRing" in set(_module("client.connection").imports())
     assert "shmbatch.app.load" in {i.rpartition(".")[0] for i in _module("cli.run").imports()}
-    assert "torch" in set(_module("executor.staging").imports())
+    assert "torch" in set(_module("executor.staging.runtime").imports())
 
 
 def _module(name: str) -> Module:

@@ -132,7 +132,7 @@ class Session:
             )
             assert process.stderr is not None
             if program == "shmbatch":
-                assert "serves" in process.stderr.readline()
+                assert any("serves" in line for line in process.stderr), where
             else:
                 wait_until(lambda: listening(self.port), f"a listener on port {self.port}")
         else:

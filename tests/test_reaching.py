@@ -22,12 +22,15 @@ OVER_ONE = {
     "tests/cli/test_service.py",  # what systemd is told
     "tests/contract/",
     "tests/executor/test_batcher.py",
+    "tests/executor/staging/",
+    "tests/executor/test_cuda.py",  # a device that is not there
     "tests/executor/test_delivery.py",  # and those below: over worlds, without processes
+    "tests/executor/test_fake_gpu.py",
     "tests/executor/test_loop.py",
     "tests/executor/test_runner.py",
     "tests/executor/test_served.py",
-    "tests/executor/test_staging.py",
     "tests/executor/test_statistics.py",
+    "tests/gpu/",  # a GPU cares little about who sleeps how
     "tests/model/",
     "tests/native/",
     "tests/protocol/test_attempts.py",

@@ -16,6 +16,7 @@ its reads and writes never wait, and whoever does not read is disconnected.
     statistics         ------>   count
                        <------   statistics + descriptor
     goodbye, end of file, death  stop watching                  -- detach -->  drop calls, close
+                       <------   lost, if the device is              <-- hang up --
 
 Whoever has `SILENCE_NS` to say something and says nothing is hung up on, until it has attached:
 then it may be silent for ever. Who breaks the protocol is hung up on too, and finds the reason
@@ -32,7 +33,8 @@ import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ..contract.wire import ring_arguments
 from ..errors import HandshakeError, ProtocolError, ShmbatchError
@@ -47,9 +49,14 @@ from .loop import Loop
 from .poller import Poller
 from .served import ServedFunction
 
+if TYPE_CHECKING:
+    from .staging.direct import Registration
+
 log = logging.getLogger("shmbatch.executor")
 
 SILENCE_NS = 30_000_000_000  # for which somebody who has not attached may say nothing
+
+_LAST_STEP_S = 1.0  # which the thread is given to end, by a process that is about to
 
 
 class Connection:
@@ -65,6 +72,7 @@ class Connection:
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
         self.segment: Any = None
+        self.registration: Registration | None = None  # of the segment, with the device
         self.violated = False
 
     @property
@@ -77,6 +85,8 @@ class Connection:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+        if self.registration is not None:
+            self.registration.close()
         if self.segment is not None:
             self.segment.handed_over()
 
@@ -145,6 +155,21 @@ class Control:
         """Hang up on a producer that broke the protocol of the ring. Does not wait."""
         self._request(lambda: self._expel(connection, "its ring holds what no producer writes"))
 
+    def hang_up(self, cause: str) -> None:
+        """Tell every producer why this process is about to die, and hang up on it.
+
+        For one that then ends without `close`. Waits for no producer: who does not read is not
+        told, and finds its connection closed. Names that handshakes still needed are removed.
+        """
+        self._refusing = self._closing = True
+        self._tell_lost(cause)  # at once: the thread may be making a segment, which takes time
+        self._request(lambda: None)
+        if self._thread.ident is not None:
+            self._thread.join(_LAST_STEP_S)
+        for connection in self._tell_lost(cause):
+            with suppress(Exception):
+                connection.segment.handed_over()
+
     def close(self) -> None:
         """End the thread and close every connection that is left."""
         self._closing = True
@@ -158,6 +183,16 @@ class Control:
         for fd in (self._bell_out, self._bell_in, self._own_pidfd, self._reserve_fd):
             if fd >= 0:
                 os.close(fd)
+
+    def _tell_lost(self, cause: str) -> list[Connection]:
+        """Tell whoever is attached, and hang up; return them. Who was told is not told again."""
+        attached = [each for each in set(self._watched.copy().values()) if each.attached]
+        for connection in attached:
+            with suppress(OSError):  # it does not read, or is gone
+                control.send(connection.sock, control.lost(cause), wait=False)
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_WR)
+        return attached
 
     def _request(self, request: Callable[[], None]) -> None:
         self._requests.append(request)
@@ -334,6 +369,7 @@ class Control:
             ) from error
         shared = ring_arguments(segment.memory, function.definition.signature, function.layout)
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
+        connection.registration = function.register(connection.ring, segment.memory)
         connection.function, connection.segment = function, segment
         offer, fds = segment.offer()
         welcome = greeting.welcome(function, offer)

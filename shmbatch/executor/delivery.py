@@ -80,6 +80,21 @@ class Delivery:
             return self._pair(batch, *value)
         return self.raised(batch, self._misfit(value, count))
 
+    def without_padding(self, value: Any, count: int, size: int) -> Any:
+        """Return the first *count* of *size* results, wherever they are.
+
+        Raises:
+            BatchResultError: the function did not return *size*.
+        """
+        if size == count:
+            return value
+        if self._result.padded and isinstance(value, tuple) and len(value) == 2:
+            return tuple(self.without_padding(each, count, size) for each in value)
+        rows = isinstance(value, list) or len(getattr(value, "shape", ())) > 0
+        if not rows or len(value) != size:
+            raise self._misfit(value, size)
+        return value[:count]
+
     def raised(self, batch: Batch, error: BaseException) -> int:
         """Give every call of the batch this error."""
         self._note(error, batch.count, logging.WARNING)

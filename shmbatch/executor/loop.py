@@ -6,8 +6,10 @@ One thread. Each turn::
                                                     nothing to do? wait for the bell
 
 With a device that holds two batches, batch N+1 is launched before batch N is completed, and N's
-callers are woken last. The loop takes the time as an argument of `turn`, so a test can drive it
-with a clock of its own.
+callers are woken last. While one more batch could be launched, the loop does not sleep for the
+device: it waits for the bell, which is rung when a batch has landed.
+
+The loop takes the time as an argument of `turn`, so a test can drive it with a clock of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .served import ServedFunction
 
 if TYPE_CHECKING:
     from ..protocol._core import Wake
+    from .staging.devices import Landing
 
 # What `turn` returns instead of a time.
 NOW_NS = 0
@@ -58,6 +61,8 @@ class Loop:
         poller: where to wait.
         events: the event loop of async functions, if there are any.
         disconnect: called with a connection whose producer violated the protocol.
+        watch: has the poller woken when a landing is over; None where there is no device, or the
+            loop is to sleep for it in any case.
     """
 
     def __init__(
@@ -66,12 +71,14 @@ class Loop:
         poller: Poller,
         events: asyncio.AbstractEventLoop | None,
         disconnect: Callable[[Attached], None],
+        watch: Callable[[Landing], None] | None = None,
     ) -> None:
         self._functions = functions
         self._attended: list[ServedFunction] = []  # those with producers, or still in flight
         self._poller = poller
         self._events = events
         self._disconnect = disconnect
+        self._watch = watch
         self._commands: deque[Callable[[], None]] = deque()
         self._connections: dict[ExecutorRing, Attached] = {}
         self._draining = False
@@ -164,7 +171,7 @@ class Loop:
         missing = _MANY
         completed = in_flight = False
         for function in self._attended:  # first make room: until then batches keep filling
-            if not function.idle and function.flights[0].done:
+            if not function.idle and function.flights[0].done and not self._is_early(function):
                 self._wake(function.complete() or ())
                 completed = True
         if completed:
@@ -200,6 +207,8 @@ class Loop:
             # A device with room for another batch keeps the one it has while batches are being
             # launched: the turn that finds no more to launch, or no more room, completes it.
             while flights and flights[0].done and not (launched and function.idle):
+                if self._is_early(function):
+                    break
                 self._wake(function.complete() or ())
                 completed = True
             in_flight = in_flight or bool(flights)
@@ -208,6 +217,23 @@ class Loop:
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
             self._tell_active(at_ns)
         return IDLE_NS if launched == total and not in_flight else NOW_NS
+
+    def _is_early(self, function: ServedFunction) -> bool:
+        """Say whether something else may come while a function's oldest flight is under way.
+
+        If not, completing it, which sleeps for the device, is the best there is to do.
+        """
+        if self._watch is None or self._draining:
+            return False
+        if not function.idle and len(self._attended) == 1:
+            return False
+        if not function.is_under_way():
+            return False
+        run = function.flights[0]
+        if run.landing is not None and not run.watched:
+            run.watched = True
+            self._watch(run.landing)
+        return True
 
     def _in_flight(self) -> bool:
         return any(function.flights for function in self._attended)

@@ -16,14 +16,17 @@ from types import FrameType
 from typing import Any
 
 from ..contract.definition import Definition
+from ..contract.device import device_name
 from ..protocol import _core, ownership, snapshot
 from ..protocol.spinning import wait_mode
 from ..protocol.transport import executor_transport
 from .control import Control
+from .dying import DeviceLost, die
+from .lander import Lander
 from .loop import Loop
 from .poller import Poller
 from .served import ServedFunction
-from .staging import Cpu
+from .staging.choosing import devices_for
 
 log = logging.getLogger("shmbatch.executor")
 
@@ -35,6 +38,7 @@ def serve(
     load: Callable[[], Sequence[Definition]],
     *,
     transport: str = "linux",
+    device: str | None = None,
     wait: str | None = None,
     ready: Callable[[], None] = lambda: None,
     supervisor_fd: int | None = None,
@@ -49,6 +53,7 @@ def serve(
     Args:
         load: returns what to serve; called once the name is ours, so that a refused executor
             loads nothing.
+        device: where functions on tensors run; see `device_name`.
         ready: called when producers can attach.
         supervisor_fd: as of `Control`.
         file: where the functions are from, for others to read.
@@ -56,9 +61,10 @@ def serve(
 
     Raises:
         NameTaken: a live executor has the name.
-        ConfigError: name, directory, transport or wait is wrong.
+        ConfigError: name, directory, transport, device or wait is wrong.
     """
     mode = wait_mode(wait)
+    device = device_name(device)
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals())
         lock = stack.enter_context(ownership.NameLock.claim(name))
@@ -76,8 +82,8 @@ def serve(
             events = asyncio.new_event_loop()
             stack.callback(events.close)
         functions = [
-            ServedFunction(each, f"{name}.{each.name}", Cpu(), events, half.max_capacity)
-            for each in definitions
+            ServedFunction(each, f"{name}.{each.name}", chosen, events, half.max_capacity)
+            for each, chosen in zip(definitions, devices_for(definitions, device), strict=True)
         ]
         for function in functions:
             stack.callback(function.close)
@@ -107,7 +113,14 @@ def serve(
                 abort(0)  # as it was asked to: a service manager is not to start it again
             loop.post(drain)
 
-        loop = Loop(functions, poller, events, lambda connection: control.disconnect(connection))
+        watch = None
+        if any(each.lands for each in functions):
+            lander = Lander(poller.wake)
+            stack.callback(lander.close)
+            watch = lander.watch
+        loop = Loop(
+            functions, poller, events, lambda connection: control.disconnect(connection), watch
+        )
         control = Control(
             listener,
             name,
@@ -119,18 +132,24 @@ def serve(
             supervisor_fd,
         )
         stack.callback(control.close)
-        _core.set_timer_slack(_TIMER_SLACK_NS)
-        # A full collection over everything that torch brings takes 100 ms; none of it is garbage.
-        gc.collect()
-        gc.freeze()
-        control.start()
-        signals.first, signals.second = partial(loop.post, drain), abort
-        served = ", ".join(each.definition.name for each in functions)
-        log.info("%s serves %s", name, served)
-        lock.note(ownership.SERVING, file)
-        notify(READY=1, STATUS=f"serving {served}")
-        ready()
-        loop.run()
+        try:
+            for function in functions:
+                function.warm_up()
+            _core.set_timer_slack(_TIMER_SLACK_NS)
+            # A full collection over everything that torch brings takes 100 ms; none of it is
+            # garbage.
+            gc.collect()
+            gc.freeze()
+            control.start()
+            signals.first, signals.second = partial(loop.post, drain), abort
+            served = ", ".join(each.definition.name for each in functions)
+            log.info("%s serves %s", name, served)
+            lock.note(ownership.SERVING, file)
+            notify(READY=1, STATUS=f"serving {served}")
+            ready()
+            loop.run()
+        except DeviceLost as lost:
+            die(name, lost, hang_up=control.hang_up, notify=notify, end=abort)
     totals = [snapshot.totals(each.counts(0)) for each in functions]
     log.info(
         "%s has stopped: %d calls done, %d of them failed, %d batches",

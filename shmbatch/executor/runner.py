@@ -16,7 +16,7 @@ from typing import Any
 
 from ..protocol._core import Batch
 from .batcher import SealReason
-from .staging import Event
+from .staging.devices import Landing
 
 # A coroutine, the context it runs in, what it awaits, and whose it is.
 _Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
@@ -25,7 +25,7 @@ _Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
 class Run:
     """One execution of a batch: `done`, and then `value` or `error`. Used again and again."""
 
-    __slots__ = ("batch", "done", "error", "event", "reason", "value")
+    __slots__ = ("batch", "done", "error", "landing", "reason", "size", "value", "watched")
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -33,7 +33,9 @@ class Run:
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.event: Event | None = None  # when `value` is on the host; None: it is
+        self.size = 0  # of the batch as the function sees it: its calls and padding
+        self.landing: Landing | None = None  # when `value` is on the host
+        self.watched = False  # somebody sleeps until then
 
     def returned(self, value: Any) -> None:
         self.value = value

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..contract.batching import slot_capacity
 from ..contract.definition import Definition
 from ..contract.wire import column_nbytes, segment_layout
 from ..protocol import layout
-from ..protocol._core import Batch, Inbox
+from ..protocol._core import Batch, ExecutorRing, Inbox
 from ..protocol.snapshot import FunctionCounts
 from .batcher import Batcher, SealReason
 from .delivery import Delivery
+from .dying import DeviceLost
 from .failures import Failures
 from .runner import AsyncRunner, Run
-from .staging import Device, Staging, ToHost
+from .staging.devices import Device
+from .staging.staging import Staging
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..protocol._core import Wake
+    from .staging.direct import Registration
+    from .staging.graphs import Graphs
 
 log = logging.getLogger("shmbatch.executor")
 
@@ -69,17 +75,28 @@ class ServedFunction:
         )
         self.layout = segment_layout(signature, self.capacity)
         is_async = definition.is_async
+        self._device = device
+        self._direct = device.direct(signature, self.layout, definition.direct_dma, address)
         self._staging = Staging(
             signature,
             parameters.max_batch_size,
             device,
+            sizes=definition.batch_sizes,
+            direct=self._direct,
             address=address,
             module=definition.function.__module__,
             record_nbytes=self.layout.error_nbytes,
             note=self.failures.note,
         )
-        self._to_host = device.to_host
-        self._function = device.wrap(definition.function)
+        self.lands = self._staging.lands  # what it returns has to be fetched
+        self._function: Callable[..., Any] = definition.function
+        self._graphs: Graphs | None = None
+        if definition.cuda_graphs:
+            self._graphs = device.graphs(definition.function, signature, address)
+            if self._graphs is None:
+                log.warning("%s runs without CUDA graphs: %s has none", address, device.name)
+            else:
+                self._function = self._graphs
         self._runner: AsyncRunner | None = None
         if is_async:
             assert loop is not None, "async functions need an event loop"
@@ -133,8 +150,8 @@ class ServedFunction:
         run.reason = batcher.sealed()
         self.flights.append(run)
         try:
-            inputs = self._staging.gather(run.batch)
-            if not run.batch.count:  # none of the rows could be read
+            inputs, run.size = self._staging.gather(run.batch)
+            if not run.size:  # none of the rows could be read
                 run.done = True
                 return size
             if self._runner is None:
@@ -142,24 +159,40 @@ class ServedFunction:
                 run.done = True
             else:
                 self._runner.start(run, inputs)
-            if run.done and self._to_host is not None:
-                run.value, run.event = self._to_host(run.value)
+            if run.done and self.lands and run.error is None:
+                self._fetch(run)
         except BaseException as error:  # whatever it is, even SystemExit, the callers get it
             run.raised(error)
         return size
+
+    def is_under_way(self) -> bool:
+        """Say whether the oldest flight, whose function has run, is still on its device."""
+        run = self.flights[0]
+        if not self.lands or run.error is not None or not run.size:
+            return False
+        try:
+            if run.landing is None:
+                self._fetch(run)  # of an async function, which suspended
+            return run.landing is not None and not run.landing.landed()
+        except BaseException as error:
+            run.raised(error)
+            return False
 
     def complete(self) -> list[Wake] | None:
         """Publish the outcomes of the oldest flight, which must be done; return whom to wake."""
         run = self.flights.popleft()
         batch = run.batch
         count, rejected = batch.count, batch.rejected
-        if self._to_host is not None and count:
-            self._fetch(run, self._to_host)
+        if self.lands:
+            self._land(run)
         if not count:
             pass  # all rows were rejected, and have their errors
         elif run.error is None:
             try:
-                self._delivery.returned(batch, run.value)
+                value = run.value
+                if not self.lands:
+                    value = self._delivery.without_padding(value, count, run.size)
+                self._delivery.returned(batch, value)
             except BaseException as error:  # an object of the user's did, when looked at
                 self._delivery.raised(batch, error)
         else:
@@ -169,8 +202,8 @@ class ServedFunction:
         self.statistics.count(count, rejected, run.reason)
         if self.failures.noted:
             self.failures.settle()
-        run.value = run.error = run.event = None
-        run.done = False
+        run.value = run.error = run.landing = None
+        run.done = run.watched = False
         self.expects_calls = True
         self.idle.append(run)
         return wakes
@@ -197,17 +230,55 @@ class ServedFunction:
             "latencies": self.statistics.latencies(),
         }
 
+    def register(self, ring: ExecutorRing, memory: mmap.mmap) -> Registration | None:
+        """Let the device copy straight out of a producer's segment, until that is closed.
+
+        None if it is not to, or cannot. For the control thread, before the ring is attached.
+        """
+        return None if self._direct is None else self._direct.register(ring, memory)
+
+    def warm_up(self) -> None:
+        """Run the function once for each allowed size, on zeros, and capture its graphs.
+
+        Only where a person has chosen sizes, and every parameter is an array of fixed shape. A
+        function that fails on zeros is served all the same; its failure is logged.
+        """
+        sizes, signature = self.definition.batch_sizes, self.definition.signature
+        arrays = all(column.kind == "array" for column in signature.parameters)
+        if sizes is None or not arrays or self._runner is not None:
+            return
+        try:
+            if self._graphs is not None:
+                self._graphs.capture(sizes)
+            for size in sizes:
+                self._staging.warm_up(self._function, size)
+        except Exception as error:
+            if self._device.is_lost(error):
+                raise DeviceLost.because(error, self.address) from error
+            log.warning("%s fails on zeros, to warm up", self.address, exc_info=True)
+
     def close(self) -> None:
         """End what the runner still awaits. Idempotent."""
         if self._runner is not None:
             self._runner.close()
 
-    def _fetch(self, run: Run, to_host: ToHost) -> None:
-        """Wait until the results are on the host."""
+    def _fetch(self, run: Run) -> None:
+        """Start copying to the host what the function returned."""
+        batch = run.batch
+        value = self._delivery.without_padding(run.value, batch.count, run.size)
+        run.value, run.landing = self._staging.fetch(value, batch.count)
+
+    def _land(self, run: Run) -> None:
+        """Wait until all is over that the batch has started on the device, come what may."""
         try:
-            if run.event is None and run.error is None:  # an async function, which suspended
-                run.value, run.event = to_host(run.value)
-            if run.event is not None:
-                run.event.wait()
+            if run.landing is None and run.error is None and run.size:
+                self._fetch(run)
+        except BaseException as error:
+            run.raised(error)
+        try:
+            landing = run.landing if run.landing is not None else self._device.landing()
+            landing.wait()
         except Exception as error:
             run.raised(error)
+        if run.error is not None and self._device.is_lost(run.error):
+            raise DeviceLost.because(run.error, self.address) from run.error

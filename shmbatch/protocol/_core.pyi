@@ -220,15 +220,17 @@ class Batch:
     capacity: int
 
     def __new__(cls, capacity: int, phases: Phases | None = None, /) -> Batch: ...
-    def gather(self, buffers: list[tuple[Buffer, Any] | None], /) -> list[Any]:
+    def runs(self) -> list[tuple[ExecutorRing, int, int]]:
+        """Return where the rows stand: ring, first slot, and how many neighbours, in order."""
+    def gather(self, buffers: list[tuple[Buffer | None, Any] | None], /) -> list[Any]:
         """Copy the inputs of all rows; return one item a column.
 
         That is a list of values where *buffers* has None. For a column of arrays of one shape it
-        has a pair: the rows are copied to the start of the first, and the item is the second up
-        to as many; neighbouring slots are one copy. For arrays of varying shape it may have a
-        pair (room, lengths): the rows are written to the start of the first, padded with zeros
-        to the longest of them, their lengths along each axis that varies as int64 to the second,
-        and the item is the shape of the whole.
+        has a pair: the rows are copied to the start of the first, unless that is None, and the
+        item is the second up to as many; neighbouring slots are one copy. For arrays of varying
+        shape it may have a pair (room, lengths): the rows are written to the start of the first,
+        padded with zeros to the longest of them, their lengths along each axis that varies as
+        int64 to the second, and the item is the shape of the whole.
         """
     def reject(self, row: int, record: bytes, /) -> None:
         """Make an error record the outcome of a row that the function is not to see.

@@ -149,6 +149,19 @@ batch_check(const batch *self)
     return 0;
 }
 
+/* How many rows from row *i* on are neighbouring slots of one ring. */
+static unsigned
+batch_run(const batch *self, unsigned i)
+{
+    const row *first = &self->rows[i];
+    unsigned run = 1;
+    while (i + run < self->count && self->rows[i + run].ring == first->ring
+           && self->rows[i + run].index == first->index + run) {
+        run++;
+    }
+    return run;
+}
+
 /* Copy rows between the slots and *packed*; neighbouring slots are one copy. */
 static void
 batch_copy(const batch *self, Py_ssize_t number, char *packed, bool to_slots)
@@ -156,11 +169,7 @@ batch_copy(const batch *self, Py_ssize_t number, char *packed, bool to_slots)
     Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes;
     for (unsigned i = 0; i < self->count;) {
         const row *first = &self->rows[i];
-        unsigned run = 1;
-        while (i + run < self->count && self->rows[i + run].ring == first->ring
-               && self->rows[i + run].index == first->index + run) {
-            run++;
-        }
+        unsigned run = batch_run(self, i);
         char *slots = value_at(row_column(first, number), first->index);
         if (to_slots) {
             memcpy(slots, packed, (size_t)(nbytes * run));
@@ -186,14 +195,14 @@ batch_gather_list(const batch *self, Py_ssize_t number)
     return values;
 }
 
-/* Copy the rows of an array column to the start of pair[0]; return pair[1][:count]. */
+/* Copy the rows of an array column to the start of pair[0], unless that is None; return
+ * pair[1][:count]. */
 static PyObject *
 batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
 {
     Py_buffer view;
-    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
-        PyErr_SetString(PyExc_TypeError, "expected a pair of buffers for an array column");
-        return NULL;
+    if (PyTuple_GetItem(pair, 0) == Py_None) {
+        return PySequence_GetSlice(PyTuple_GetItem(pair, 1), 0, self->count);
     }
     if (PyObject_GetBuffer(PyTuple_GetItem(pair, 0), &view, PyBUF_WRITABLE) != 0) {
         return NULL;
@@ -318,7 +327,8 @@ batch_gather_padded(const batch *self, Py_ssize_t number, PyObject *pair)
 
 /* gather(buffers) -> list: the inputs of all rows, one item a column. *buffers* has for each
  *   None           a list of the values (any kind but KIND_ARRAY)
- *   (room, rows)   KIND_ARRAY: rows[:count], after the values were copied to the start of room
+ *   (room, rows)   KIND_ARRAY: rows[:count], after the values were copied to the start of room;
+ *                  (None, rows): without that
  *   (room, lengths)  KIND_RAGGED: see batch_gather_padded */
 static PyObject *
 batch_gather(batch *self, PyObject *buffers)
@@ -352,6 +362,22 @@ batch_gather(batch *self, PyObject *buffers)
     }
     self->gathered_ns = self->weight > 0 ? now_ns() : 0;
     return inputs;
+}
+
+/* runs() -> list of (ring, slot, count): where the rows stand, neighbouring slots as one run. */
+static PyObject *
+batch_runs(batch *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *runs = PyList_New(0);
+    for (unsigned i = 0, run; runs != NULL && i < self->count; i += run) {
+        run = batch_run(self, i);
+        PyObject *item = Py_BuildValue("OII", self->rows[i].ring, self->rows[i].index, run);
+        if (item == NULL || PyList_Append(runs, item) != 0) {
+            Py_CLEAR(runs);
+        }
+        Py_XDECREF(item);
+    }
+    return runs;
 }
 
 /* The function has run, when the first outcome is written. */
@@ -606,6 +632,7 @@ batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
 
 static PyMethodDef batch_methods[] = {
     {"gather", (PyCFunction)batch_gather, METH_O, NULL},
+    {"runs", (PyCFunction)batch_runs, METH_NOARGS, NULL},
     {"scatter", (PyCFunction)batch_scatter, METH_O, NULL},
     {"put", (PyCFunction)(void (*)(void))batch_put, METH_FASTCALL, NULL},
     {"fail", (PyCFunction)(void (*)(void))batch_fail, METH_FASTCALL, NULL},

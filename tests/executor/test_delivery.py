@@ -536,3 +536,35 @@ def test_a_result_may_name_an_axis_that_parameters_share(library: Any) -> None:
     delivery = Delivery("sums.f", contract.result, wire.where.error_nbytes)
 
     assert delivery.returned(served.batch, [np.ones(2, np.float32), np.ones(0, np.float32)]) == 0
+
+
+# ---- results of padding rows ----
+
+
+@pytest.mark.parametrize(
+    ("result", "value", "kept"),
+    [
+        (scalar("int"), [1, 2, 3, 4], [1, 2]),
+        (array("float32"), np.arange(4, dtype="float32"), [0, 1]),
+        (array("float32", library="torch"), torch.arange(4.0), [0, 1]),
+    ],
+)
+def test_results_of_padding_rows_are_dropped(result: Column, value: Any, kept: list[Any]) -> None:
+    delivery = Delivery("sums.f", result, 512)
+    assert list(delivery.without_padding(value, 2, 4)) == kept
+    assert delivery.without_padding(value, 4, 4) is value
+
+
+def test_of_a_padded_stack_the_lengths_are_cut_too() -> None:
+    result = Column("result", "ragged", "numpy", "float32", (-3,), ("n",), True)
+    rows, lengths = Delivery("sums.f", result, 512).without_padding(
+        (np.ones((4, 3)), np.arange(4)), 2, 4
+    )
+    assert rows.shape == (2, 3)
+    assert lengths.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [[1, 2], [1] * 5, None, (1, 2, 3, 4), np.float32(1)])
+def test_a_function_that_drops_padding_itself_is_told_how_many_it_was_given(value: Any) -> None:
+    with pytest.raises(BatchResultError, match=r"'sums.f' returned a .* for 4 inputs"):
+        Delivery("sums.f", scalar("int"), 512).without_padding(value, 2, 4)

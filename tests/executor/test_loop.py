@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shmbatch.contract.columns import Column
 from shmbatch.errors import BatchResultError
 from shmbatch.executor.batcher import SealReason
-from shmbatch.executor.staging import Cpu
+from shmbatch.executor.staging.devices import Cpu, Landed, Landing, Results
 from shmbatch.protocol import layout, snapshot
 from shmbatch.protocol._core import (
     ABANDONED,
@@ -437,10 +438,16 @@ def test_i7_a_producer_that_scribbles_is_disconnected_and_nobody_else_notices(
 class LateEvent:
     """Computes and copies only when it is waited for, as late as any device may."""
 
-    def __init__(self, device: Slow, number: int, result: Any) -> None:
+    def __init__(self, device: Slow, number: int, compute: Any, host: Any) -> None:
         self._device = device
         self._number = number
-        self._compute, self._host = result
+        self._compute, self._host = compute, host
+
+    def landed(self) -> bool:
+        return False
+
+    def sleep(self) -> None:
+        raise AssertionError("nobody watches")
 
     def wait(self) -> None:
         self._device.log.append(f"wait {self._number}")
@@ -458,18 +465,22 @@ class Slow(Cpu):
         self.log: list[str] = []
         self.batches = 0
         self.breaks = breaks
-        self.to_device = self._to_device
-        self.to_host = self._to_host
+        self._late: LateEvent | None = None
 
-    def _to_device(self, staged: Any) -> Any:
-        return staged  # read when the event happens, and not before
+    def results(self, column: Column, rows: int) -> Results:
+        return self
 
-    def _to_host(self, compute: Any) -> Any:
+    def fetched(self, value: Any, count: int) -> Any:
+        assert value.rows == count
         self.batches += 1
         self.log.append(f"launch {self.batches}")
-        rows = compute.rows
-        host = np.full((rows, 2), -1.0)
-        return host, LateEvent(self, self.batches, (compute, host))
+        host = np.full((count, 2), -1.0)
+        self._late = LateEvent(self, self.batches, value, host)
+        return host
+
+    def landing(self, kept: object = None) -> Landing:
+        late, self._late = self._late, None
+        return late or Landed()
 
 
 class Doubling:
@@ -649,6 +660,109 @@ def test_nothing_is_read_before_its_event_for_any_history(
         assert 0 <= in_flight <= 2
     waits = [int(entry.split()[1]) for entry in device.log if entry.startswith("wait")]
     assert waits == sorted(waits)
+
+
+class TimedEvent(LateEvent):
+    """Is over some time after the launch; sleeping for it passes the time."""
+
+    world: World
+    at_ns: int
+
+    def landed(self) -> bool:
+        return self.world.now_ns >= self.at_ns
+
+    def wait(self) -> None:
+        self.world.sleep(max(0, self.at_ns - self.world.now_ns))
+        super().wait()
+
+
+class Timed(Slow):
+    """A device that takes its time for each batch, one after the other."""
+
+    world: World
+    duration_ns = 10 * MS
+    free_ns = 0
+
+    def landing(self, kept: object = None) -> Landing:
+        late, self._late = self._late, None
+        if late is None:
+            return Landed()
+        self.free_ns = max(self.free_ns, self.world.now_ns) + self.duration_ns
+        event = TimedEvent(self, late._number, late._compute, late._host)
+        event.world, event.at_ns = self.world, self.free_ns
+        return event
+
+
+def timed_world(plan: Plan, body: Callable[..., Any] | None = None) -> tuple[World, list[int]]:
+    """Return a world with a timed device, and when its batches are launched, in ms."""
+    device = Timed()
+    launched_ms: list[int] = []
+
+    def watch(landing: Any) -> None:
+        world.at(landing.at_ns, world.wake)
+
+    def launch(stack: Any) -> Any:
+        launched_ms.append((world.now_ns - START_NS) // MS)
+        return Doubling(stack)
+
+    world = World(plan, device=device, signature=VECTORS, body=body or launch, watch=watch)
+    world.strict = False
+    device.world = world
+    return world, launched_ms
+
+
+def test_i4_a_call_that_is_due_while_a_batch_is_on_its_device_is_launched_at_once() -> None:
+    world, launched_ms = timed_world(Plan(max_batch_size=2, wait_ns=0, slots=16))
+    calls = [submit_vectors(world, 1, START_NS + at_ms * MS) for at_ms in (0, 3, 5)]
+
+    finish(world)
+
+    assert all(doubled(each) for each in calls)
+    # The third finds two in flight, and no room until the first has landed.
+    assert launched_ms == [0, 3, 10]
+
+
+def test_a_batch_is_completed_as_soon_as_it_has_landed() -> None:
+    world, _ = timed_world(Plan(max_batch_size=2, wait_ns=0, slots=16))
+    submit_vectors(world, 1)
+    completed_ms: list[int] = []
+    complete = world.functions[0].complete
+
+    def timed() -> Any:
+        completed_ms.append((world.now_ns - START_NS) // MS)
+        return complete()
+
+    world.functions[0].complete = timed  # type: ignore[method-assign]
+    world.at(START_NS + 100 * MS, lambda: None)  # nothing else happens for long
+
+    finish(world)
+
+    assert completed_ms == [10]
+
+
+def test_batches_on_a_device_are_waited_for_when_draining() -> None:
+    world, launched_ms = timed_world(Plan(max_batch_size=1, wait_ns=0, slots=16))
+    calls = submit_vectors(world, 2)
+    world.at(START_NS + MS, world.drain)
+
+    world.producers[0].waiting.clear()
+    finish(world)
+
+    assert doubled(calls)
+    assert launched_ms == [0, 0]
+
+
+def test_what_a_suspended_function_returns_is_not_slept_for_either() -> None:
+    async def body(stack: Any) -> Any:
+        await asyncio.sleep(0)
+        return Doubling(stack)
+
+    world, _ = timed_world(Plan(max_batch_size=2, wait_ns=0, is_async=True, slots=16), body)
+    calls = [submit_vectors(world, 1, START_NS + at_ms * MS) for at_ms in (0, 15)]
+
+    finish(world)
+
+    assert all(doubled(each) for each in calls)
 
 
 # ---- in lockstep ----

@@ -28,7 +28,7 @@ from shmbatch.executor.batcher import SealReason
 from shmbatch.executor.loop import IDLE_NS, Loop
 from shmbatch.executor.poller import SLICE_NS
 from shmbatch.executor.served import ServedFunction
-from shmbatch.executor.staging import Cpu, Device
+from shmbatch.executor.staging.devices import Cpu, Device
 from shmbatch.protocol import layout
 from shmbatch.protocol._core import (
     ABANDONED,
@@ -195,6 +195,7 @@ class World:
         device: Device | None = None,
         signature: Signature = ADD,
         body: Callable[..., Any] | None = None,
+        watch: Callable[[Any], None] | None = None,
     ) -> None:
         self.now_ns = START_NS
         self.numbers = count(1)
@@ -243,7 +244,7 @@ class World:
             self.inboxes.append(Watched(served.inbox, self, number))
             served.inbox = self.inboxes[number]  # type: ignore[assignment]
             served.complete = partial(self._complete, number, served.complete)  # type: ignore[method-assign]
-        self.loop = Loop(self.functions, self, self.events, self._disconnect)  # type: ignore[arg-type]
+        self.loop = Loop(self.functions, self, self.events, self._disconnect, watch)  # type: ignore[arg-type]
         self.producers = [
             self.attach(number) for number, plan in enumerate(plans) for _ in range(plan.producers)
         ]
@@ -401,7 +402,10 @@ class World:
         return self.bell.look()
 
     def _finished(self) -> bool:
-        return any(each.flights and each.flights[0].done for each in self.functions)
+        return any(
+            each.flights and each.flights[0].done and not each.flights[0].watched
+            for each in self.functions
+        )
 
     # ---- the function ----
 

@@ -30,6 +30,7 @@ from shmbatch.protocol._core import (
     SUBMIT_FULL,
     TAKEN,
     THREAD,
+    TICKET_SLOT_MASK,
     WAITER,
     WAITING,
     WAKE_ASYNC,
@@ -171,6 +172,41 @@ def test_stacks_are_gathered_and_scattered_past_rejected_rows() -> None:
     results = [answered(wire, ticket) for ticket in tickets]
     assert [results.pop(row) for row in (4, 1)] == [b"why"] * 2
     assert [result.tolist() for result in results] == [[0, 0], [4, 4], [6, 6], [10, 10]]
+
+
+def test_where_rows_stand_is_told_in_runs_of_neighbouring_slots() -> None:
+    column = array("int32", 2)
+    wire = Wire(signature(column, result=column), capacity=8)
+    served = Served(wire)
+    tickets = [wire.submit(np.full(2, i, "int32")) for i in range(6)]
+    assert served.batch.runs() == []
+    served.take()
+    slots = [ticket & TICKET_SLOT_MASK for ticket in tickets]
+    assert [slot - slots[0] for slot in slots] == list(range(6))
+
+    assert served.batch.runs() == [(wire.executor, slots[0], 6)]
+    for row in (4, 1):
+        served.batch.reject(row, b"why")
+    assert served.batch.runs() == [
+        (wire.executor, slots[0], 1),
+        (wire.executor, slots[2], 2),
+        (wire.executor, slots[5], 1),
+    ]
+
+
+def test_a_column_without_room_is_left_where_it_is() -> None:
+    column = array("int32", 2)
+    wire = Wire(signature(column, column, result=column), capacity=8)
+    served = Served(wire)
+    for i in range(3):
+        wire.submit(np.full(2, i, "int32"), np.full(2, 10 * i, "int32"))
+    served.take()
+    left, gathered = np.full((4, 2), -1, "int32"), np.full((4, 2), -1, "int32")
+
+    rows, others = served.batch.gather([(None, left), (gathered, gathered)])
+
+    assert rows.tolist() == [[-1, -1]] * 3
+    assert others[:, 0].tolist() == [0, 10, 20]
 
 
 @pytest.mark.parametrize(

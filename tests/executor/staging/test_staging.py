@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from shmbatch.contract.pieces import Pieces
 from shmbatch.contract.ragged import Padded
 from shmbatch.contract.signature import Signature
 from shmbatch.errors import InputValueError
-from shmbatch.executor.staging import Cpu, Staging
+from shmbatch.executor.staging.devices import Buffer, Cpu, HostBuffer, Results
+from shmbatch.executor.staging.staging import Staging
 from shmbatch.protocol._core import FAILED
 from tests.rings import Served, Wire, array, signature
 
@@ -31,7 +32,9 @@ def staged(contract: Signature, inputs: list[tuple[Any, ...]], device: Any = Non
     for values in inputs:
         wire.submit(*values)
     served.take()
-    return staging_of(contract, ROWS, device or Cpu()).gather(served.batch)
+    inputs, size = staging_of(contract, ROWS, device or Cpu()).gather(served.batch)
+    assert size == served.batch.count
+    return inputs
 
 
 def staging_of(contract: Signature, rows: int, device: Any) -> Staging:
@@ -106,7 +109,7 @@ def gathered(staging: Staging, wire: Wire, served: Served, *values: float) -> An
     for value in values:
         wire.submit(np.array([float(value)]))
     served.take()
-    (stack,) = staging.gather(served.batch)
+    ((stack,), _) = staging.gather(served.batch)
     served.batch.scatter([0] * len(values))
     served.batch.complete()
     for ticket in wire.producer.finished(False):
@@ -131,11 +134,25 @@ class Counting(Cpu):
     def __init__(self, depth: int) -> None:
         self.depth = depth
         self.copies: list[Any] = []
-        self.to_device = self._to_device
 
-    def _to_device(self, staged: Any) -> Any:
-        self.copies.append(staged)
-        return ("on the device", staged)
+    def buffer(self, column: Column, rows: int) -> Buffer:
+        return Counted(self, column, rows)
+
+    def results(self, column: Column, rows: int) -> Results:
+        return cast(Results, object())
+
+
+class Counted(HostBuffer):
+    """A buffer of it."""
+
+    def __init__(self, device: Counting, column: Column, rows: int) -> None:
+        super().__init__(column, rows)
+        self._device = device
+
+    def moved(self, shape: tuple[int, ...], size: int) -> Any:
+        rows = super().moved(shape, size)
+        self._device.copies.append(rows)
+        return ("on the device", rows)
 
 
 @pytest.mark.parametrize(("depth", "sets"), [(1, 1), (2, 3), (3, 4)])
@@ -260,8 +277,9 @@ def test_a_row_that_cannot_be_read_leaves_the_batch_with_its_error() -> None:
         note=lambda error, calls, level: noted.append(error),
     )
 
-    inputs = staging.gather(served.batch)
+    inputs, size = staging.gather(served.batch)
 
+    assert size == 2
     assert [list(column) for column in inputs] == [[{"number": 1}, {"number": 3}], [1, 3], [1, 3]]
     assert (served.batch.count, served.batch.rejected) == (2, 2)
     assert [type(error) for error in noted] == [InputValueError] * 2
@@ -282,7 +300,7 @@ def test_a_batch_may_have_no_row_left() -> None:
     wire.submit(Pieces((b"",)))
     served.take()
 
-    staging_of(contract, ROWS, Cpu()).gather(served.batch)
+    assert staging_of(contract, ROWS, Cpu()).gather(served.batch)[1] == 0
 
     assert (served.batch.count, served.batch.rejected) == (0, 1)
     served.batch.complete()
@@ -304,3 +322,81 @@ def test_a_rejected_row_leaves_nothing_for_the_garbage_collector() -> None:
     finally:
         gc.enable()
     served.batch.complete()
+
+
+# ---- allowed sizes ----
+
+
+def padded(contract: Signature, inputs: list[tuple[Any, ...]], device: Any = None) -> Any:
+    """What a function gets for these calls where a batch has 2 or 4 rows."""
+    wire = Wire(contract, capacity=ROWS)
+    served = Served(wire, room=ROWS)
+    for values in inputs:
+        wire.submit(*values)
+    served.take()
+    staging = Staging(
+        contract,
+        ROWS,
+        device or Cpu(),
+        sizes=(2, 4),
+        address="sums.f",
+        module=__name__,
+        record_nbytes=512,
+    )
+    return staging.gather(served.batch)
+
+
+@pytest.mark.parametrize(("calls", "expected"), [(1, 2), (2, 2), (3, 4), (4, 4)])
+def test_a_batch_is_filled_up_to_an_allowed_size_with_its_last_input(
+    calls: int, expected: int
+) -> None:
+    """I6: padding rows, too, stand at one index of every column."""
+    contract = signature("int", array("float32", 2), array("bfloat16", library="torch"))
+    (_, _, narrow) = contract.parameters
+    values = [
+        (i, np.array([i, -i], "float32"), coerced(narrow, torch.tensor(i, dtype=torch.bfloat16)))
+        for i in range(calls)
+    ]
+
+    (numbers, vectors, narrows), size = padded(contract, values)
+
+    wanted = [min(i, calls - 1) for i in range(expected)]
+    assert size == expected
+    assert numbers == wanted
+    assert vectors.tolist() == [[i, -i] for i in wanted]
+    assert narrows.tolist() == wanted
+
+
+def test_padded_stacks_and_their_lengths_are_filled_up_too() -> None:
+    contract = Signature((ragged("float32", "torch", True, -3),), signature("int").result)
+    (column,) = contract.parameters
+    values = [(coerced(column, torch.full((n,), n, dtype=torch.float32)),) for n in (2, 0, 3)]
+
+    (((rows, lengths),), size) = padded(contract, values)
+
+    assert size == 4
+    assert rows.tolist() == [[2, 2, 0], [0, 0, 0], [3, 3, 3], [3, 3, 3]]
+    assert lengths.tolist() == [2, 0, 3, 3]
+
+
+def test_lists_of_arrays_are_filled_up_too() -> None:
+    contract = Signature((ragged("float32", "torch", False, -3),), signature("int").result)
+    (column,) = contract.parameters
+
+    ((rows,), size) = padded(contract, [(coerced(column, torch.ones(n)),) for n in (2, 1, 3)])
+
+    assert size == 4
+    assert [row.tolist() for row in rows] == [[1, 1], [1], [1, 1, 1], [1, 1, 1]]
+
+
+def test_the_padding_of_a_batch_shows_nothing_in_the_next_one() -> None:
+    contract = signature(array("float64", 1))
+    wire = Wire(contract, capacity=ROWS)
+    served = Served(wire, room=ROWS)
+    staging = Staging(
+        contract, ROWS, Cpu(), sizes=(4,), address="sums.f", module=None, record_nbytes=512
+    )
+
+    assert gathered(staging, wire, served, 1, 2, 3, 4).tolist() == [[1], [2], [3], [4]]
+    assert gathered(staging, wire, served, 5).tolist() == [[5]] * 4
+    assert gathered(staging, wire, served, 6, 7).tolist() == [[6], [7], [7], [7]]
