@@ -11,7 +11,7 @@ SOURCES := $(CORE) $(shell find shmbatch -name '*.py')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs bench bench-quick soak clean
+.PHONY: help demo test lint format docs bench bench-quick bench-gpu soak clean
 
 help:
 	@echo 'make demo         classify handwritten digits from several processes, in batches'
@@ -21,6 +21,7 @@ help:
 	@echo 'make docs         build the documentation into build/docs'
 	@echo 'make bench        measure, write benchmarks/results and the figures in README.md'
 	@echo 'make bench-quick  run every benchmark for a moment; the figures mean nothing'
+	@echo 'make bench-gpu    measure on a GPU and write benchmarks/results/gpu.json'
 	@echo 'make soak         run the tests that take minutes'
 	@echo 'make clean        remove what the others made'
 
@@ -57,6 +58,9 @@ bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_lockstep --quick
 	$(VENV)/bin/python -m benchmarks.bench_death --quick
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
+
+bench-gpu: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.gpu.run_all
 
 soak: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m soak -o timeout=3600 $(ARGUMENTS)
