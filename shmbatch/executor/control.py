@@ -73,6 +73,8 @@ class Connection:
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
         self.segment: Any = None
         self.registration: Registration | None = None  # of the segment, with the device
+        # Who closes that, which waits for the device; the loop must not.
+        self.retire: Callable[[Callable[[], None]], object] = lambda close: close()
         self.violated = False
 
     @property
@@ -85,8 +87,9 @@ class Connection:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-        if self.registration is not None:
-            self.registration.close()
+        registration, self.registration = self.registration, None
+        if registration is not None:
+            self.retire(registration.close)
         if self.segment is not None:
             self.segment.handed_over()
 
@@ -179,6 +182,8 @@ class Control:
         self._close_listener()
         for connection in set(self._watched.values()):
             connection.close()
+        while self._requests:  # what the thread was too late for, and what these have asked for
+            self._safely(self._requests.popleft())
         self._poll.close()
         for fd in (self._bell_out, self._bell_in, self._own_pidfd, self._reserve_fd):
             if fd >= 0:
@@ -369,8 +374,9 @@ class Control:
             ) from error
         shared = ring_arguments(segment.memory, function.definition.signature, function.layout)
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
-        connection.registration = function.register(connection.ring, segment.memory)
         connection.function, connection.segment = function, segment
+        connection.registration = function.register(connection.ring, segment.memory)
+        connection.retire = self._request
         offer, fds = segment.offer()
         welcome = greeting.welcome(function, offer)
         self._loop.post(lambda: self._loop.attach(connection))

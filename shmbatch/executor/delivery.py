@@ -90,8 +90,7 @@ class Delivery:
             return value
         if self._result.padded and isinstance(value, tuple) and len(value) == 2:
             return tuple(self.without_padding(each, count, size) for each in value)
-        rows = isinstance(value, list) or len(getattr(value, "shape", ())) > 0
-        if not rows or len(value) != size:
+        if not (isinstance(value, list) or _is_stack(value)) or len(value) != size:
             raise self._misfit(value, size)
         return value[:count]
 

@@ -20,10 +20,12 @@ class Lander:
 
     Args:
         wake: has the loop look again.
+        adopt: prepares the thread, which calls it, for the devices.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], adopt: Callable[[], None] = lambda: None) -> None:
         self._wake = wake
+        self._adopt = adopt
         self._landings: queue.SimpleQueue[Landing | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="shmbatch-lander", daemon=True)
 
@@ -40,7 +42,9 @@ class Lander:
             self._thread.join()
 
     def _run(self) -> None:
+        with suppress(Exception):  # or it waits for them unprepared
+            self._adopt()
         while (landing := self._landings.get()) is not None:
             with suppress(Exception):  # the loop will meet it too, and knows whose it is
-                landing.sleep()
+                landing.wait_elsewhere()
             self._wake()

@@ -171,7 +171,9 @@ class Loop:
         missing = _MANY
         completed = in_flight = False
         for function in self._attended:  # first make room: until then batches keep filling
-            if not function.idle and function.flights[0].done and not self._is_early(function):
+            if function.idle or not function.flights[0].done:
+                continue
+            if self._watch is None or not self._leaves(function):
                 self._wake(function.complete() or ())
                 completed = True
         if completed:
@@ -206,8 +208,9 @@ class Loop:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
             # launched: the turn that finds no more to launch, or no more room, completes it.
-            while flights and flights[0].done and not (launched and function.idle):
-                if self._is_early(function):
+            just = launched and function is chosen
+            while flights and flights[0].done and not (just and function.idle):
+                if self._watch is not None and self._leaves(function):
                     break
                 self._wake(function.complete() or ())
                 completed = True
@@ -218,8 +221,8 @@ class Loop:
             self._tell_active(at_ns)
         return IDLE_NS if launched == total and not in_flight else NOW_NS
 
-    def _is_early(self, function: ServedFunction) -> bool:
-        """Say whether something else may come while a function's oldest flight is under way.
+    def _leaves(self, function: ServedFunction) -> bool:
+        """Leave a function's oldest flight under way, if something else may come meanwhile.
 
         If not, completing it, which sleeps for the device, is the best there is to do.
         """

@@ -114,8 +114,9 @@ def serve(
             loop.post(drain)
 
         watch = None
-        if any(each.lands for each in functions):
-            lander = Lander(poller.wake)
+        on_device = [each for each in functions if each.fetches]
+        if on_device:
+            lander = Lander(poller.wake, on_device[0].adopt_thread)  # all are on the same one
             stack.callback(lander.close)
             watch = lander.watch
         loop = Loop(

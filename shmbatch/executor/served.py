@@ -88,7 +88,7 @@ class ServedFunction:
             record_nbytes=self.layout.error_nbytes,
             note=self.failures.note,
         )
-        self.lands = self._staging.lands  # what it returns has to be fetched
+        self.fetches = self._staging.fetches  # what the function returns
         self._function: Callable[..., Any] = definition.function
         self._graphs: Graphs | None = None
         if definition.cuda_graphs:
@@ -159,22 +159,22 @@ class ServedFunction:
                 run.done = True
             else:
                 self._runner.start(run, inputs)
-            if run.done and self.lands and run.error is None:
-                self._fetch(run)
         except BaseException as error:  # whatever it is, even SystemExit, the callers get it
             run.raised(error)
+        if run.done and self.fetches:
+            self._begin_landing(run)
         return size
 
     def is_under_way(self) -> bool:
         """Say whether the oldest flight, whose function has run, is still on its device."""
         run = self.flights[0]
-        if not self.lands or run.error is not None or not run.size:
+        if not self.fetches:
             return False
+        if run.landing is None:
+            self._begin_landing(run)  # of an async function, which suspended
         try:
-            if run.landing is None:
-                self._fetch(run)  # of an async function, which suspended
             return run.landing is not None and not run.landing.landed()
-        except BaseException as error:
+        except Exception as error:
             run.raised(error)
             return False
 
@@ -183,16 +183,15 @@ class ServedFunction:
         run = self.flights.popleft()
         batch = run.batch
         count, rejected = batch.count, batch.rejected
-        if self.lands:
+        if self.fetches:
             self._land(run)
         if not count:
             pass  # all rows were rejected, and have their errors
         elif run.error is None:
             try:
-                value = run.value
-                if not self.lands:
-                    value = self._delivery.without_padding(value, count, run.size)
-                self._delivery.returned(batch, value)
+                if run.size != count and not self.fetches:
+                    run.value = self._delivery.without_padding(run.value, count, run.size)
+                self._delivery.returned(batch, run.value)
             except BaseException as error:  # an object of the user's did, when looked at
                 self._delivery.raised(batch, error)
         else:
@@ -257,27 +256,37 @@ class ServedFunction:
                 raise DeviceLost.because(error, self.address) from error
             log.warning("%s fails on zeros, to warm up", self.address, exc_info=True)
 
+    def adopt_thread(self) -> None:
+        """Prepare another thread to wait for this function's device; it is the one that calls."""
+        self._device.adopt_thread()
+
     def close(self) -> None:
         """End what the runner still awaits. Idempotent."""
         if self._runner is not None:
             self._runner.close()
 
-    def _fetch(self, run: Run) -> None:
-        """Start copying to the host what the function returned."""
-        batch = run.batch
-        value = self._delivery.without_padding(run.value, batch.count, run.size)
-        run.value, run.landing = self._staging.fetch(value, batch.count)
+    def _begin_landing(self, run: Run) -> None:
+        """Start copying to the host what the function returned; note when all that is over."""
+        try:
+            if run.error is None and run.size:
+                count = run.batch.count
+                value = self._delivery.without_padding(run.value, count, run.size)
+                run.value, run.landing = self._staging.fetch(value, count)
+        except BaseException as error:  # an object of the user's did, when looked at
+            run.raised(error)
+        try:
+            if run.landing is None:
+                run.landing = self._device.landing()
+        except Exception as error:
+            run.raised(error)
 
     def _land(self, run: Run) -> None:
         """Wait until all is over that the batch has started on the device, come what may."""
+        if run.landing is None:
+            self._begin_landing(run)
         try:
-            if run.landing is None and run.error is None and run.size:
-                self._fetch(run)
-        except BaseException as error:
-            run.raised(error)
-        try:
-            landing = run.landing if run.landing is not None else self._device.landing()
-            landing.wait()
+            if run.landing is not None:
+                run.landing.wait()
         except Exception as error:
             run.raised(error)
         if run.error is not None and self._device.is_lost(run.error):

@@ -210,6 +210,12 @@ class FakeGpu:
     def to_device(self, tensor: Any) -> Any:
         return self.empty(tensor.dtype, tensor.shape).copy_(tensor)
 
+    def set_device(self) -> None:
+        pass
+
+    def plain(self, tensor: Any) -> Any:
+        return tensor.detach()
+
     def is_ours(self, value: object) -> bool:
         return isinstance(value, Tensor) and value.gpu is self
 

@@ -446,7 +446,7 @@ class LateEvent:
     def landed(self) -> bool:
         return False
 
-    def sleep(self) -> None:
+    def wait_elsewhere(self) -> None:
         raise AssertionError("nobody watches")
 
     def wait(self) -> None:
@@ -738,6 +738,36 @@ def test_a_batch_is_completed_as_soon_as_it_has_landed() -> None:
     finish(world)
 
     assert completed_ms == [10]
+
+
+def test_a_batch_that_has_landed_does_not_wait_for_another_functions_backlog() -> None:
+    device = Slow()
+
+    def body(stack: Any) -> Any:
+        if stack[0, 0] >= 0:
+            return Doubling(stack)
+        world.sleep(MS)
+        return stack * 2
+
+    plan = Plan(max_batch_size=1, wait_ns=0, slots=64)
+    world = World(plan, plan, device=[device, Cpu()], signature=VECTORS, body=body)
+    world.strict = False
+    calls = submit_vectors(world, 1)
+    delivered_ms: list[int] = []
+    complete = world.functions[0].complete
+
+    def timed() -> Any:
+        delivered_ms.append((world.now_ns - START_NS) // MS)
+        return complete()
+
+    world.functions[0].complete = timed  # type: ignore[method-assign]
+    for _ in range(40):
+        world.at(START_NS, lambda: world.producers[1].submit(values=(np.array([-1.0, 0.5]),)))
+
+    finish(world)
+
+    assert doubled(calls)
+    assert delivered_ms[0] <= 2
 
 
 def test_batches_on_a_device_are_waited_for_when_draining() -> None:

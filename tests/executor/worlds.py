@@ -192,7 +192,7 @@ class World:
     def __init__(
         self,
         *plans: Plan,
-        device: Device | None = None,
+        device: Device | Sequence[Device] | None = None,
         signature: Signature = ADD,
         body: Callable[..., Any] | None = None,
         watch: Callable[[Any], None] | None = None,
@@ -219,6 +219,7 @@ class World:
         self.active = 0  # the loop's poller has this
         is_async = any(plan.is_async for plan in plans)
         self.events = asyncio.new_event_loop() if is_async else None
+        devices = device if isinstance(device, Sequence) else [device or Cpu()] * len(plans)
         self.functions = [
             ServedFunction(
                 Definition(
@@ -230,7 +231,7 @@ class World:
                     plan.lockstep,
                 ),
                 f"world.f{number}",
-                device or Cpu(),
+                devices[number],
                 self.events,
                 1 << 17,
             )

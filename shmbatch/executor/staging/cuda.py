@@ -16,7 +16,8 @@ function, since d2h waits for compute. So what waits for the landing, and for no
 the batch's buffers and slots again. `Staging` has a set of buffers more than there are batches in
 flight, and the executor waits for every landing, also for that of a batch which failed.
 
-Nothing here blocks but `Landing.wait`, and fetching what is no result column.
+Nothing here blocks but waiting for a landing, fetching what is no result column, and copying the
+tensors of a list, which are not pinned.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Cuda:
         # Whatever functions do, async ones too, goes to the compute stream.
         runtime.set_stream(self.compute)
         self._events = deque(runtime.Event() for _ in range(_EVENTS_MIN))
+        self._fetched = False  # since the last landing: d2h is behind compute already
         self._measured_nbytes: int | None = None
 
     def buffer(self, column: Column, rows: int) -> Buffer:
@@ -74,11 +76,12 @@ class Cuda:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            what = f"{self.name} cannot hold {column.name!r}, {column.dtype} of shape {shape}"
-            remedy = "lower max_batch_size or the lengths, or free memory of the device"
+            what = f"there is no room for {column.name!r}, {column.dtype} of shape {shape}, on"
+            remedy = "lower max_batch_size or the lengths, or use device cpu"
             if "out of memory" not in str(error).lower():
-                remedy = "use a dtype that it has, or --device cpu"
-            raise ConfigError(f"{what}: {_first_line(error)}; {remedy}") from error
+                what = f"{column.name!r}, {column.dtype} of shape {shape}, cannot be staged for"
+                remedy = "use another dtype, or device cpu"
+            raise ConfigError(f"{what} {self.name}: {_first_line(error)}; {remedy}") from error
 
     @contextmanager
     def copying(self) -> Iterator[None]:
@@ -90,15 +93,20 @@ class Cuda:
             copied.record(self.h2d)
             self.compute.wait_event(copied)
             self._events.append(copied)
+            # A function that awaits inside of `torch.cuda.stream` leaves another one behind.
+            self.runtime.set_stream(self.compute)
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
         self._behind_compute()
+        self._fetched = True
         with self.runtime.stream(self.d2h):
             yield
 
     def landing(self, kept: object = None) -> Landing:
-        self._behind_compute()
+        if not self._fetched:
+            self._behind_compute()
+        self._fetched = False
         event = self._event()
         event.record(self.d2h)
         return CudaLanding(event, self._events, kept)
@@ -124,6 +132,9 @@ class Cuda:
         if self._measured_nbytes is None:
             self._measured_nbytes = measured(self.runtime, self.h2d)
         return self._measured_nbytes
+
+    def adopt_thread(self) -> None:
+        self.runtime.set_device()
 
     def is_lost(self, error: BaseException) -> bool:
         return self.runtime.is_lost(error)
@@ -157,7 +168,7 @@ class CudaLanding:
     def landed(self) -> bool:
         return self._event is None or self._event.query()
 
-    def sleep(self) -> None:
+    def wait_elsewhere(self) -> None:
         event = self._event
         if event is not None:
             event.synchronize()
@@ -173,13 +184,13 @@ class CudaBuffer:
     def moved(self, shape: tuple[int, ...], size: int) -> Any:
         rows = leading(self._device, (size, *shape[1:]))
         rows[: shape[0]].copy_(leading(self.host, shape), non_blocking=True)
-        return _padded(rows, shape[0])
+        return _padded(rows, shape[0]).detach()  # no gradient of the function's gets into ours
 
     def filled(self, count: int, size: int, fill: Callable[[Any], None]) -> Any:
         """As `moved`, from somewhere else: *fill* starts copies into the first *count* rows."""
         rows = self._device[:size]
         fill(rows)
-        return _padded(rows, count)
+        return _padded(rows, count).detach()
 
 
 def _padded(rows: Any, count: int) -> Any:
@@ -203,7 +214,7 @@ class CudaResults:
     def fetched(self, value: Any, count: int) -> Any:
         if self._fits(value, count):
             assert self._host is not None
-            self._host[:count].copy_(value.detach(), non_blocking=True)
+            self._host[:count].copy_(self._runtime.plain(value), non_blocking=True)
             return self._seen[:count]
         if isinstance(value, list):
             return [self._row(row, item) for row, item in enumerate(value)]
@@ -230,12 +241,12 @@ class CudaResults:
             or item.shape != host.shape[1:]
         ):
             return self._on_host(item)
-        host[row].copy_(item.detach(), non_blocking=True)
-        return self._seen[row]
+        host[row].copy_(self._runtime.plain(item), non_blocking=True)
+        return self._seen[row, ...]  # a view, of a scalar too: the copy has yet to happen
 
     def _on_host(self, value: Any) -> Any:
         return value.detach().cpu() if self._runtime.is_ours(value) else value
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].rstrip(".")

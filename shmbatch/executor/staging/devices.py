@@ -29,7 +29,7 @@ class Landing(Protocol):
     def landed(self) -> bool:
         """Say whether `wait` would not block. Raises what the device reports."""
 
-    def sleep(self) -> None:
+    def wait_elsewhere(self) -> None:
         """As `wait`, for another thread, which has no part in it."""
 
 
@@ -87,6 +87,9 @@ class Device(Protocol):
     ) -> Graphs | None:
         """Return what calls *function* through graphs of the device, which has none if None."""
 
+    def adopt_thread(self) -> None:
+        """Prepare another thread, which is the one that calls this, to wait for landings."""
+
     def is_lost(self, error: BaseException) -> bool:
         """Say whether *error* means that this process can use the device no more."""
 
@@ -141,6 +144,9 @@ class Cpu:
     ) -> Graphs | None:
         return None
 
+    def adopt_thread(self) -> None:
+        pass
+
     def is_lost(self, error: BaseException) -> bool:
         return False
 
@@ -154,7 +160,7 @@ class Landed:
     def landed(self) -> bool:
         return True
 
-    def sleep(self) -> None:
+    def wait_elsewhere(self) -> None:
         pass
 
 

@@ -6,8 +6,8 @@ own, which costs some microseconds to start, while gathered rows all go in one. 
 to pay is measured when the executor starts (`measured`).
 
 Slots stay the executor's until their batch has landed, so nothing is reused under a copy. A
-segment is unregistered when its producer is gone, once the device has come to rest: before that,
-its pages may be the source of a copy, whoever has died.
+segment is unregistered when its producer is gone, behind all copies that were started until then:
+its pages may be the source of one, whoever has died.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import mmap
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class Registration:
         self._keep = keep  # the mapping must outlive it
 
     def close(self) -> None:
-        """Wait for the device, then unregister. Idempotent; for any thread."""
+        """Wait for the copies out of it, then unregister. Idempotent; for any thread."""
         if self._keep is not None:
             self._direct.forget(self._ring, self._address)
             self._keep = None
@@ -112,11 +113,11 @@ class Direct:
     def forget(self, ring: ExecutorRing, address: int) -> None:
         """Unregister a segment, out of which nothing more will be started."""
         self._slots.pop(ring, None)
-        try:
-            self._runtime.synchronize()
-        except RuntimeError:
-            pass  # what was started failed; whoever waits for it hears of it
-        self._runtime.unregister(address)
+        with suppress(RuntimeError):  # the device is lost; whoever waits for it hears of it
+            started = self._runtime.Event()
+            started.record(self._stream)
+            started.synchronize()
+            self._runtime.unregister(address)
 
     def runs(self, batch: Batch) -> list[Run] | None:
         """Return where a batch's rows stand; None if not all of that is registered."""
@@ -180,7 +181,8 @@ def direct_columns(
 
 
 def measured(runtime: Runtime, stream: Any) -> int:
-    """Return from how many bytes a row on direct copies are sooner over; `NEVER` if none are.
+    """Return from how many bytes a row on direct copies are sooner over; `NEVER` if none are,
+    or if there is no room to measure it.
 
     Of each size a batch of rows in scattered slots is gathered and copied, and copied directly.
     Takes a quarter of a second and 80 MiB.
@@ -195,6 +197,9 @@ def measured(runtime: Runtime, stream: Any) -> int:
         for nbytes in _ROWS_NBYTES:
             array = slots[: 2 * _BATCH * nbytes].reshape(2 * _BATCH, nbytes)
             table.append((nbytes, *_compared(runtime, stream, array)))
+    except RuntimeError as error:
+        log.warning("no row is copied directly, for that cannot be measured: %s", error)
+        return NEVER
     finally:
         runtime.synchronize()
         runtime.unregister(slots.ctypes.data)
@@ -212,16 +217,16 @@ def _compared(runtime: Runtime, stream: Any, slots: Any) -> tuple[float, float]:
     shape = (_BATCH, slots.shape[1])
     room, host = runtime.pinned("uint8", shape)
     rows, tensor = runtime.zeros("uint8", shape), runtime.tensor(slots, "uint8")
-    apart = [(rows[at : at + 1], tensor[2 * at : 2 * at + 1]) for at in range(_BATCH)]
 
     def gathered() -> None:
         np.copyto(room, slots[::2])
         runtime.copy_runs([(rows, host)], stream)
 
-    return (
-        _median_ns(runtime, gathered),
-        _median_ns(runtime, lambda: runtime.copy_runs(apart, stream)),
-    )
+    def direct() -> None:
+        apart = [(rows[at : at + 1], tensor[2 * at : 2 * at + 1]) for at in range(_BATCH)]
+        runtime.copy_runs(apart, stream)
+
+    return _median_ns(runtime, gathered), _median_ns(runtime, direct)
 
 
 def _median_ns(runtime: Runtime, copy: Callable[[], None]) -> float:

@@ -46,7 +46,7 @@ class Graphs:
     def capture(self, sizes: Sequence[int]) -> None:
         """Capture a graph for each of *sizes*; none, and say why in one line, if one fails."""
         try:
-            for size in sorted(sizes, reverse=True):  # the largest decides about the memory
+            for size in sizes:
                 self._captured[size] = self._capture(size)
         except Exception as error:
             self._captured.clear()
@@ -68,10 +68,14 @@ class Graphs:
         fixed = [
             self._runtime.zeros(column.dtype, (size, *column.shape)) for column in self._parameters
         ]
+
+        def run() -> Any:
+            return self._function(*(each.detach() for each in fixed))
+
         for _ in range(_WARM_UPS):
-            self._function(*fixed)
+            run()
         self._runtime.synchronize()
-        graph, result = self._runtime.capture(lambda: self._function(*fixed), self._stream)
+        graph, result = self._runtime.capture(run, self._stream)
         if not self._runtime.is_ours(result):
             raise TypeError(f"it returned a {type(result).__name__}, not a tensor on the device")
         return fixed, graph, result.detach()

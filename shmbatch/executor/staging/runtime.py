@@ -76,8 +76,14 @@ class Runtime(Protocol):
     def tensor(self, array: Any, dtype: str) -> Any:
         """Return an array's memory, of the wire's dtype, as a tensor on the host."""
 
+    def set_device(self) -> None:
+        """Make it the calling thread's device; else that would touch the first one."""
+
     def is_ours(self, value: Any) -> bool:
         """Say whether *value* is a tensor on this device."""
+
+    def plain(self, tensor: Any) -> Any:
+        """Return a tensor of ours as its bytes are to be copied: nothing left to be computed."""
 
     def to_device(self, tensor: Any) -> Any:
         """Return a copy on the device. May block."""
@@ -99,7 +105,7 @@ class Runtime(Protocol):
         """Start copying, in *stream*, each second tensor of a pair into the first."""
 
     def synchronize(self) -> None:
-        """Sleep until everything that was started is over."""
+        """Wait until everything that was started is over; may burn a CPU."""
 
     def is_lost(self, error: BaseException) -> bool:
         """Say whether *error* has broken the device for this process."""
@@ -117,7 +123,6 @@ class TorchRuntime:
         self.stream = torch.cuda.stream
         self.set_stream = torch.cuda.set_stream
         self._cudart = torch.cuda.cudart()
-        self._pool: Any = None  # of memory, which captured graphs share
 
     def Event(self) -> Event:
         # Not torch.Event, which spins on CUDA whatever `blocking` says.
@@ -136,6 +141,13 @@ class TorchRuntime:
     def tensor(self, array: Any, dtype: str) -> Any:
         return self._torch.from_numpy(array).view(getattr(self._torch, dtype))
 
+    def set_device(self) -> None:
+        self._torch.cuda.set_device(self._device)
+
+    def plain(self, tensor: Any) -> Any:
+        # An asynchronous copy would do what these bits say on the host, before the bytes come.
+        return tensor.detach().resolve_conj().resolve_neg()
+
     def is_ours(self, value: Any) -> bool:
         return isinstance(value, self._torch.Tensor) and value.device == self._device
 
@@ -144,10 +156,16 @@ class TorchRuntime:
 
     def capture(self, body: Callable[[], Any], stream: Any) -> tuple[Graph, Any]:
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            value = body()
-        if self._pool is None:
-            self._pool = graph.pool()
+        cause: Exception | None = None
+        try:
+            with self._torch.cuda.graph(graph, stream=stream):
+                try:
+                    value = body()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:  # the end of a failed capture has an error of its own
+            raise cause or error from None
         return graph, value
 
     def register(self, address: int, nbytes: int) -> bool:
@@ -219,9 +237,12 @@ def cuda_runtime(device: str) -> Runtime | None:
     try:
         return TorchRuntime(index)
     except RuntimeError as error:
+        reason = f"cuda:{index} cannot be used: {str(error).partition(chr(10))[0]}"
+        if not wanted:
+            log.warning("%s; functions on tensors run on the CPU", reason)
+            return None
         raise ConfigError(
-            f"device {device!r} cannot be used: {str(error).partition(chr(10))[0]}; "
-            f"see whether another process has it for itself, or use device cpu"
+            f"{reason}; see whether another process has it for itself, or use device cpu"
         ) from error
 
 

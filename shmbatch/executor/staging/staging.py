@@ -30,7 +30,9 @@ from .direct import Direct, Run
 class _Set:
     """Room for one batch: its columns', the lengths' of padded ones, and its results'."""
 
-    def __init__(self, signature: Signature, rows: int, device: Device) -> None:
+    def __init__(
+        self, signature: Signature, rows: int, device: Device, direct: Direct | None
+    ) -> None:
         self.columns: list[Buffer | None] = []  # None for lists
         self.lengths: list[Buffer | None] = []  # of padded columns
         self.rooms: list[tuple[Any, Any] | None] = []  # as `Batch.gather` takes them
@@ -45,6 +47,8 @@ class _Set:
             self.columns.append(buffer)
             self.lengths.append(lengths)
             self.rooms.append(room)
+        # The same without the columns that are copied directly.
+        self.others = self.rooms if direct is None else direct.without(self.rooms)
         self.results: Results | None = device.results(signature.result, rows)
 
 
@@ -83,9 +87,9 @@ class Staging:
         self._direct = direct
         self._record_nbytes = record_nbytes
         sets = 1 if device.depth == 1 else device.depth + 1
-        self._sets = [_Set(signature, rows, device) for _ in range(sets)]
+        self._sets = [_Set(signature, rows, device, direct) for _ in range(sets)]
         self._turn = 0
-        self.lands = self._sets[0].results is not None  # results have to be fetched
+        self.fetches = self._sets[0].results is not None  # what functions return
         # What Python has still to do with a gathered column, by its number.
         self._packed: list[tuple[int, Packing, str]] = []
         self._tensors: list[tuple[int, Column]] = []  # lists of them
@@ -103,6 +107,10 @@ class Staging:
             elif column.kind == "ragged" and column.library == "torch":
                 self._tensors.append((number, column))
 
+        # On the CPU, mostly, there is nothing else to do; small calls feel every look.
+        more = self._packed or self._padded or self._tensors or sizes is not None
+        self._only_gathers = not more and not self.fetches
+
     def gather(self, batch: Batch) -> tuple[list[Any], int]:
         """Return the batch's inputs where the function runs, and how many there are of each.
 
@@ -111,11 +119,13 @@ class Staging:
         Rows whose bytes are no value are rejected: they get that error, and the others are as if
         they had never been there. There may be none left.
         """
+        if self._only_gathers:
+            return batch.gather(self._sets[0].rooms), batch.count
         self._turn = (self._turn + 1) % len(self._sets)
         room = self._sets[self._turn]
         direct = self._direct
         runs = direct.runs(batch) if direct is not None else None
-        rooms = room.rooms if runs is None or direct is None else direct.without(room.rooms)
+        rooms = room.rooms if runs is None else room.others
         inputs = batch.gather(rooms)
         while self._packed and not self._unpack(batch, inputs):
             if not batch.count:
@@ -126,10 +136,10 @@ class Staging:
             inputs[number] = [as_seen(column, array) for array in inputs[number]]
         count = batch.count
         size = count if self._sizes is None else padded_size(self._sizes, count)
-        if self._padded or self.lands or size > count:
+        if self._padded or self.fetches or size > count:
             with self._device.copying():
                 self._move(room, inputs, count, size, runs)
-        for number, _ in self._tensors if self.lands else ():
+        for number, _ in self._tensors if self.fetches else ():
             inputs[number] = [self._device.copied(tensor) for tensor in inputs[number]]
         if size > count:
             for values in inputs:
@@ -146,7 +156,7 @@ class Staging:
                 assert buffer is not None, "every parameter is an array"
                 inputs.append(buffer.moved((size, *buffer.host.shape[1:]), size))
         value = function(*inputs)
-        if self.lands:
+        if self.fetches:
             self.fetch(value, size)[1].wait()
 
     def fetch(self, value: Any, count: int) -> tuple[Any, Landing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -80,16 +81,20 @@ def test_a_device_that_is_not_there_is_refused_with_what_to_do(
 
 
 def test_a_device_that_cannot_be_used_is_refused_with_its_own_words(
-    torch: Any, monkeypatch: pytest.MonkeyPatch
+    torch: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def busy(index: int) -> Any:
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCUDA kernel errors ...")
 
     torch(torch_that())
     monkeypatch.setattr(runtime, "TorchRuntime", busy)
-    message = "device 'cuda' cannot be used: CUDA error: all CUDA-capable devices are busy; see"
-    with pytest.raises(ConfigError, match=message):
+    reason = "cuda:0 cannot be used: CUDA error: all CUDA-capable devices are busy; "
+    with pytest.raises(ConfigError, match=reason + "see whether"):
         devices_for([definition(TENSORS)], "cuda")
+    with caplog.at_level(logging.WARNING, "shmbatch"):
+        (device,) = devices_for([definition(TENSORS)], "auto")
+    assert device.name == "cpu"
+    assert caplog.messages == [reason + "functions on tensors run on the CPU"]
 
 
 @pytest.mark.parametrize("fake", [None, torch_that(cuda=None), torch_that(sees=0)])
