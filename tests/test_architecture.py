@@ -56,7 +56,7 @@ HOMES = {
         "client.handshake",
         "protocol.clock",
     },
-    "ctypes": {"executor.staging.runtime"},
+    "ctypes": {"executor.staging.batched"},  # calls into CUDA that torch does not offer
     "pickle": {"contract.pickling"},  # for codec="pickle" alone, imported where that is asked for
     "multiprocessing": set[str](),
     "threading": {

@@ -2,8 +2,8 @@
 
 A segment is registered with CUDA once, when its producer attaches, and then its pages are as good
 as pinned memory. Worth it for large rows only: each run of neighbouring slots is a copy of its
-own, which costs some microseconds to start, while gathered rows all go in one. Where that begins
-to pay is measured when the executor starts (`measured`).
+own, and starting many of them takes time, even in one call; gathered rows all go in one. Where
+that begins to pay is measured when the executor starts (`measured`).
 
 Slots stay the executor's until their batch has landed, so nothing is reused under a copy. A
 segment is unregistered when its producer is gone, behind all copies that were started until then:

@@ -7,10 +7,8 @@ events are as late, and as far out of order, as CUDA allows.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -19,10 +17,12 @@ import numpy as np
 
 from ...contract.columns import WIRE_DTYPES
 from ...errors import ConfigError
+from .batched import BatchedCopies, cudart
 
 log = logging.getLogger("shmbatch.executor")
 
 _REGISTER_PORTABLE, _REGISTER_MAPPED = 1, 2
+_BATCHED_MIN = 4  # copies that are worth one call for all of them
 
 
 class Event(Protocol):
@@ -123,6 +123,7 @@ class TorchRuntime:
         self.stream = torch.cuda.stream
         self.set_stream = torch.cuda.set_stream
         self._cudart = torch.cuda.cudart()
+        self._batched: Any = ...  # not tried yet; None if there is no such call
 
     def Event(self) -> Event:
         # Not torch.Event, which spins on CUDA whatever `blocking` says.
@@ -182,9 +183,42 @@ class TorchRuntime:
                 _forget_last_error()
 
     def copy_runs(self, pairs: Sequence[tuple[Any, Any]], stream: Any) -> None:
+        if len(pairs) >= _BATCHED_MIN and self._copies_in_one_call(pairs, stream):
+            return
         with self.stream(stream):
             for to, source in pairs:
                 to.copy_(source, non_blocking=True)
+
+    def _copies_in_one_call(self, pairs: Sequence[tuple[Any, Any]], stream: Any) -> bool:
+        """Start all copies in one call; False, and none is started, where CUDA cannot."""
+        if self._batched is ...:
+            self._batched = self._tried(stream)
+        if self._batched is None:
+            return False
+        status = self._batched.start(pairs, stream.cuda_stream)
+        if status:
+            _forget_last_error()
+            raise RuntimeError(f"CUDA error: cudaMemcpyBatchAsync failed with status {status}")
+        return True
+
+    def _tried(self, stream: Any) -> BatchedCopies | None:
+        """Return the call that copies many, once it has copied right."""
+        host = self._torch.arange(1, 65, dtype=self._torch.uint8, pin_memory=True).reshape(8, 8)
+        rows = self._torch.zeros((8, 8), dtype=self._torch.uint8, device=self._device)
+        self.synchronize()
+        pairs = [(rows[at : at + 1], host[7 - at : 8 - at]) for at in range(8)]
+        try:
+            batched = BatchedCopies(cudart())
+            status = batched.start(pairs, stream.cuda_stream)
+            self.synchronize()
+        except (AttributeError, OSError) as error:
+            log.info("each copy is started by itself: %s", error)
+            return None
+        if status or not self._torch.equal(rows.cpu(), host.flip(0)):
+            _forget_last_error()
+            log.warning("each copy is started by itself: CUDA's status was %d", status)
+            return None
+        return batched
 
     def synchronize(self) -> None:
         self._torch.cuda.synchronize(self._device)
@@ -202,12 +236,11 @@ class TorchRuntime:
 
 def _forget_last_error() -> None:
     """Take the error of a failed call out of CUDA's memory, or the next kernel would report it."""
-    with open("/proc/self/maps") as maps:  # noqa: PTH123 - as elsewhere
-        library = re.search(r"\S*/libcudart\S*", maps.read())
+    library = cudart()
     if library is None:
         log.warning("no libcudart is loaded: the next kernel may report a failed registration")
-        return
-    ctypes.CDLL(library[0]).cudaGetLastError()
+    else:
+        library.cudaGetLastError()
 
 
 def cuda_runtime(device: str) -> Runtime | None:
