@@ -58,6 +58,7 @@ bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_lockstep --quick
 	$(VENV)/bin/python -m benchmarks.bench_death --quick
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
+	$(VENV)/bin/python -m benchmarks.gpu.run_all --rehearse
 
 bench-gpu: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.gpu.run_all

@@ -407,6 +407,7 @@ def test_sums(arguments: list[str]) -> None:
     assert (result.stderr, result.returncode) == ("", 0)
 
 
+@pytest.mark.soak  # `make demo` checks the same
 def test_digits_are_classified_right_by_four_processes_in_batches() -> None:
     result = ran("run", ROOT / "docs" / "examples" / "digits.py")
     assert (result.stderr, result.returncode) == ("", 0)

@@ -2,8 +2,9 @@
 
 It owns the listening socket, the handshakes, the creation of segments, and the watch over each
 producer's socket and pidfd. The loop never waits for it: attach and detach are posted as
-commands, and the loop closes what it was given. Nothing a producer does can block this thread:
-its reads and writes never wait, and whoever does not read is disconnected.
+commands, and the loop closes what it was given, but for a segment's registration with a device:
+to end that takes time, so the loop has this thread do it. Nothing a producer does can block this
+thread: its reads and writes never wait, and whoever does not read is disconnected.
 
 ::
 

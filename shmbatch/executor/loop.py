@@ -224,9 +224,11 @@ class Loop:
     def _leaves(self, function: ServedFunction) -> bool:
         """Leave a function's oldest flight under way, if something else may come meanwhile.
 
-        If not, completing it, which sleeps for the device, is the best there is to do.
+        If not, completing it, which sleeps for the device, is the best there is to do. Asked only
+        where there is somebody to watch: on the CPU every look costs.
         """
-        if self._watch is None or self._draining:
+        assert self._watch is not None
+        if self._draining:
             return False
         if not function.idle and len(self._attended) == 1:
             return False

@@ -153,8 +153,7 @@ class ServedFunction:
             inputs, run.size = self._staging.gather(run.batch)
             if not run.size:  # none of the rows could be read
                 run.done = True
-                return size
-            if self._runner is None:
+            elif self._runner is None:
                 run.value = self._function(*inputs)
                 run.done = True
             else:

@@ -213,6 +213,9 @@ class FakeGpu:
     def set_device(self) -> None:
         pass
 
+    def prepare_copies(self, stream: Any) -> None:
+        pass
+
     def plain(self, tensor: Any) -> Any:
         return tensor.detach()
 

@@ -27,6 +27,7 @@ def ran(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     return programs.ran(*command, python=True, cwd=programs.ROOT, **extra)
 
 
+@pytest.mark.soak  # `make bench-quick` does it, too
 def test_every_part_can_be_rehearsed_on_the_cpu() -> None:
     finished = ran("--rehearse")
     assert finished.returncode == 0, finished.stderr

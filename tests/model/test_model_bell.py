@@ -114,6 +114,7 @@ def test_no_live_producer_is_stranded_when_others_are_killed() -> None:
     assert result.states > 50_000
 
 
+@pytest.mark.soak
 def test_sleeps_that_end_by_themselves_do_not_confuse_the_bell() -> None:
     result = explore(bell_model(killed=True, slices=True))
     assert result.violation is None, result

@@ -219,14 +219,16 @@ EITHER = (PARKED, POLLING)
     ("model", "states"),
     [
         pytest.param(full(), 150_000, id="full, parked"),
-        pytest.param(full(bits=(POLLING,)), 300_000, id="full, polling"),
+        pytest.param(full(bits=(POLLING,)), 300_000, id="full, polling", marks=pytest.mark.soak),
         # A batch of three of two producers is never full where one of them is dead.
         pytest.param(full(size=3, killed=False), 100_000, id="full, three"),
         pytest.param(
             full(producers=3, calls=1), 500_000, id="full, three producers", marks=pytest.mark.soak
         ),
         pytest.param(stranded(), 150_000, id="stranded, parked"),
-        pytest.param(stranded(bits=(POLLING,)), 300_000, id="stranded, polling"),
+        pytest.param(
+            stranded(bits=(POLLING,)), 300_000, id="stranded, polling", marks=pytest.mark.soak
+        ),
         pytest.param(stranded(size=3, hot=True), 250_000, id="stranded, three"),
         pytest.param(urgent(calls=1), 100_000, id="urgent, parked"),
         pytest.param(

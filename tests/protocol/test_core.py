@@ -1457,7 +1457,7 @@ def test_gather_wants_one_buffer_a_column(buffers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "buffer", [np.zeros((1, 3)), np.zeros((3, 2)).T, b"x" * 48, None, np.zeros(5)]
+    "buffer", [np.zeros((1, 3)), np.zeros((3, 2)).T, b"x" * 48, 7, np.zeros(5)]
 )
 def test_gather_refuses_a_buffer_that_is_short_scattered_or_read_only(buffer: Any) -> None:
     wire = Wire(signature("int", array("float64", 3)))

@@ -41,7 +41,10 @@ _EVENTS_MIN = 8  # an event rests for some batches before it is used again
 
 
 class Cuda:
-    """Batches on one CUDA device; used by the executor's loop only, whose thread it prepares."""
+    """Batches on one CUDA device, for the executor's loop, whose thread it prepares.
+
+    Of other threads the control thread waits for h2d, and the lander for landings.
+    """
 
     depth = 2
 
@@ -99,9 +102,9 @@ class Cuda:
     @contextmanager
     def fetching(self) -> Iterator[None]:
         self._behind_compute()
-        self._fetched = True
         with self.runtime.stream(self.d2h):
             yield
+        self._fetched = True
 
     def landing(self, kept: object = None) -> Landing:
         if not self._fetched:
@@ -117,6 +120,9 @@ class Cuda:
     def direct(
         self, signature: Signature, where: Layout, mode: DirectDma, address: str
     ) -> Direct | None:
+        if mode is False:
+            return None
+        self.runtime.prepare_copies(self.h2d)
         columns = direct_columns(signature, mode, self._least_direct_nbytes)
         if not columns:
             return None

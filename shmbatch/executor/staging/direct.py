@@ -114,9 +114,11 @@ class Direct:
         """Unregister a segment, out of which nothing more will be started."""
         self._slots.pop(ring, None)
         with suppress(RuntimeError):  # the device is lost; whoever waits for it hears of it
+            self._runtime.set_device()  # of this thread, which may be any
             started = self._runtime.Event()
             started.record(self._stream)
             started.synchronize()
+        with suppress(RuntimeError):
             self._runtime.unregister(address)
 
     def runs(self, batch: Batch) -> list[Run] | None:

@@ -104,6 +104,9 @@ class Runtime(Protocol):
     def copy_runs(self, pairs: Sequence[tuple[Any, Any]], stream: Any) -> None:
         """Start copying, in *stream*, each second tensor of a pair into the first."""
 
+    def prepare_copies(self, stream: Any) -> None:
+        """Find out how `copy_runs` copies soonest. May block."""
+
     def synchronize(self) -> None:
         """Wait until everything that was started is over; may burn a CPU."""
 
@@ -123,7 +126,9 @@ class TorchRuntime:
         self.stream = torch.cuda.stream
         self.set_stream = torch.cuda.set_stream
         self._cudart = torch.cuda.cudart()
-        self._batched: Any = ...  # not tried yet; None if there is no such call
+        self._batched: BatchedCopies | None = None
+        torch.zeros(1, device=self._device)  # now, not later, it says if it may not be used
+        torch.cuda.synchronize(self._device)
 
     def Event(self) -> Event:
         # Not torch.Event, which spins on CUDA whatever `blocking` says.
@@ -166,7 +171,10 @@ class TorchRuntime:
                     cause = error
                     raise
         except Exception as error:  # the end of a failed capture has an error of its own
-            raise cause or error from None
+            try:
+                raise cause or error from None
+            finally:
+                cause = None  # or its traceback and this frame would keep the graph's memory
         return graph, value
 
     def register(self, address: int, nbytes: int) -> bool:
@@ -191,34 +199,31 @@ class TorchRuntime:
 
     def _copies_in_one_call(self, pairs: Sequence[tuple[Any, Any]], stream: Any) -> bool:
         """Start all copies in one call; False, and none is started, where CUDA cannot."""
-        if self._batched is ...:
-            self._batched = self._tried(stream)
         if self._batched is None:
             return False
         status = self._batched.start(pairs, stream.cuda_stream)
         if status:
-            _forget_last_error()
-            raise RuntimeError(f"CUDA error: cudaMemcpyBatchAsync failed with status {status}")
-        return True
-
-    def _tried(self, stream: Any) -> BatchedCopies | None:
-        """Return the call that copies many, once it has copied right."""
-        host = self._torch.arange(1, 65, dtype=self._torch.uint8, pin_memory=True).reshape(8, 8)
-        rows = self._torch.zeros((8, 8), dtype=self._torch.uint8, device=self._device)
-        self.synchronize()
-        pairs = [(rows[at : at + 1], host[7 - at : 8 - at]) for at in range(8)]
-        try:
-            batched = BatchedCopies(cudart())
-            status = batched.start(pairs, stream.cuda_stream)
-            self.synchronize()
-        except (AttributeError, OSError) as error:
-            log.info("each copy is started by itself: %s", error)
-            return None
-        if status or not self._torch.equal(rows.cpu(), host.flip(0)):
+            self._batched = None
             _forget_last_error()
             log.warning("each copy is started by itself: CUDA's status was %d", status)
-            return None
-        return batched
+        return status == 0
+
+    def prepare_copies(self, stream: Any) -> None:
+        if self._batched is not None:
+            return
+        try:
+            host = self._torch.arange(1, 65, dtype=self._torch.uint8).reshape(8, 8).pin_memory()
+            rows = self._torch.zeros((8, 8), dtype=self._torch.uint8, device=self._device)
+            self.synchronize()
+            self._batched = BatchedCopies(cudart())
+            pairs = [(rows[at : at + 1], host[7 - at : 8 - at]) for at in range(8)]
+            if self._copies_in_one_call(pairs, stream):
+                self.synchronize()
+                if not self._torch.equal(rows.cpu(), host.flip(0)):
+                    raise RuntimeError("CUDA copied wrong")
+        except (AttributeError, OSError, RuntimeError) as error:
+            self._batched = None
+            log.info("each copy is started by itself: %s", error)
 
     def synchronize(self) -> None:
         self._torch.cuda.synchronize(self._device)
