@@ -892,6 +892,8 @@ def test_once_it_refuses_nobody_gets_in_and_who_is_in_stays(executor: Executor) 
         executor.call(executor.control.refuse)
         early.send(attach())
         early.is_hung_up_on()
+    # The thread closes it after it has heard everybody; who comes until then is hung up on.
+    processes.wait_until(lambda: executor.control._listener.fileno() < 0, "nobody can connect")
     with pytest.raises(ConnectionRefusedError):
         Raw()
     assert add.remote(1, 2) == 3
