@@ -9,10 +9,8 @@ succeeds resets this.
 
 from __future__ import annotations
 
-import os
-
-from ..errors import ConfigError
 from .cpus import usable_cpus
+from .settings import setting
 
 MODES = ("auto", "spin", "park")
 
@@ -26,11 +24,7 @@ def wait_mode(mode: str | None) -> str:
     Raises:
         ConfigError: it is none of `MODES`.
     """
-    chosen = mode if mode is not None else os.environ.get("SHMBATCH_WAIT", "auto")
-    if chosen not in MODES:
-        source = "wait" if mode is not None else "SHMBATCH_WAIT"
-        raise ConfigError(f"{source} is {chosen!r}; it must be one of {', '.join(MODES)}")
-    return chosen
+    return setting("wait", mode, MODES)
 
 
 class Spinning:

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigError
+from .settings import setting
 
 if TYPE_CHECKING:  # the command line names the transports and needs no core for that
     from ._core import Bell, ExecutorRing, ProducerRing
@@ -44,11 +45,7 @@ def transport_name(name: str | None) -> str:
     Raises:
         ConfigError: it is none of `TRANSPORTS`.
     """
-    chosen = name if name is not None else os.environ.get("SHMBATCH_TRANSPORT", "linux")
-    if chosen not in TRANSPORTS:
-        source = "transport" if name is not None else "SHMBATCH_TRANSPORT"
-        raise ConfigError(f"{source} is {chosen!r}; it must be one of {', '.join(TRANSPORTS)}")
-    return chosen
+    return setting("transport", name, TRANSPORTS)
 
 
 class ExecutorSegment(Protocol):

@@ -35,7 +35,7 @@ from ...protocol.layout import Layout
 from .devices import Buffer, HostBuffer, Landing, Results, leading
 from .direct import Direct, direct_columns, measured
 from .graphs import Graphs
-from .runtime import Event, Runtime
+from .runtime import Event, Runtime, first_line
 
 _EVENTS_MIN = 8  # an event rests for some batches before it is used again
 
@@ -68,9 +68,8 @@ class Cuda:
         return buffer
 
     def results(self, column: Column, rows: int) -> Results:
-        shape = (rows, *column.shape) if column.kind == "array" else None
-        if column.library != "torch":
-            shape = None
+        ours = column.kind == "array" and column.library == "torch"
+        shape = (rows, *column.shape) if ours else None
         with self._allocating(column, shape):
             return CudaResults(self.runtime, column.dtype, shape)
 
@@ -84,7 +83,9 @@ class Cuda:
             if "out of memory" not in str(error).lower():
                 what = f"{column.name!r}, {column.dtype} of shape {shape}, cannot be staged for"
                 remedy = "use another dtype, or device cpu"
-            raise ConfigError(f"{what} {self.name}: {_first_line(error)}; {remedy}") from error
+            raise ConfigError(
+                f"{what} {self.name}: {first_line(error).rstrip('.')}; {remedy}"
+            ) from error
 
     @contextmanager
     def copying(self) -> Iterator[None]:
@@ -120,12 +121,10 @@ class Cuda:
     def direct(
         self, signature: Signature, where: Layout, mode: DirectDma, address: str
     ) -> Direct | None:
-        if mode is False:
-            return None
-        self.runtime.prepare_copies(self.h2d)
         columns = direct_columns(signature, mode, self._least_direct_nbytes)
         if not columns:
             return None
+        self.runtime.prepare_copies(self.h2d)
         return Direct(self.runtime, self.h2d, signature, where, columns, address)
 
     def graphs(
@@ -136,6 +135,7 @@ class Cuda:
     def _least_direct_nbytes(self) -> int:
         """From how many bytes a row on `direct_dma="auto"` copies directly; measured once."""
         if self._measured_nbytes is None:
+            self.runtime.prepare_copies(self.h2d)
             self._measured_nbytes = measured(self.runtime, self.h2d)
         return self._measured_nbytes
 
@@ -252,7 +252,3 @@ class CudaResults:
 
     def _on_host(self, value: Any) -> Any:
         return value.detach().cpu() if self._runtime.is_ours(value) else value
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(".")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...contract.signature import Signature
-from .runtime import Graph, Runtime
+from .runtime import Graph, Runtime, first_line
 
 log = logging.getLogger("shmbatch.executor")
 
@@ -50,7 +50,7 @@ class Graphs:
                 self._captured[size] = self._capture(size)
         except Exception as error:
             self._captured.clear()
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             log.warning("%s runs without CUDA graphs: %s", self._address, reason)
             self._runtime.synchronize()
 

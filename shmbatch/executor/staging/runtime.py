@@ -239,6 +239,11 @@ class TorchRuntime:
         return False
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of CUDA says; its other lines are advice."""
+    return str(error).partition("\n")[0]
+
+
 def _forget_last_error() -> None:
     """Take the error of a failed call out of CUDA's memory, or the next kernel would report it."""
     library = cudart()
@@ -275,7 +280,7 @@ def cuda_runtime(device: str) -> Runtime | None:
     try:
         return TorchRuntime(index)
     except RuntimeError as error:
-        reason = f"cuda:{index} cannot be used: {str(error).partition(chr(10))[0]}"
+        reason = f"cuda:{index} cannot be used: {first_line(error)}"
         if not wanted:
             log.warning("%s; functions on tensors run on the CPU", reason)
             return None
