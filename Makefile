@@ -11,11 +11,12 @@ SOURCES := $(CORE) $(shell find shmbatch -name '*.py')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs bench bench-quick bench-gpu soak clean
+.PHONY: help demo test test-slow lint format docs bench bench-quick bench-gpu soak clean
 
 help:
 	@echo 'make demo         classify handwritten digits from several processes, in batches'
 	@echo 'make test         run the tests'
+	@echo 'make test-slow    run the tests that take longest, one claim each'
 	@echo 'make lint         check style and types'
 	@echo 'make format       mend style'
 	@echo 'make docs         build the documentation into build/docs'
@@ -30,6 +31,9 @@ demo: $(DEMO_VENV)/installed
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGUMENTS)
+
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist loadfile $(ARGUMENTS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
