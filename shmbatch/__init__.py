@@ -11,7 +11,9 @@ from . import errors
 
 if TYPE_CHECKING:
     from .app.app import App
+    from .app.classes import enter, exit, method, parameter  # noqa: A004 - Modal's names
     from .app.decorators import batched
+    from .app.endpoints import asgi_app, fastapi_endpoint, web_endpoint
     from .app.ensuring import ensure
     from .client.asking import statistics
     from .client.call import FunctionCall
@@ -25,12 +27,19 @@ __all__ = [
     "Function",
     "FunctionCall",
     "Padded",
+    "asgi_app",
     "batched",
     "connect",
     "ensure",
+    "enter",
     "errors",
+    "exit",
+    "fastapi_endpoint",
+    "method",
+    "parameter",
     "statistics",
     "stop",
+    "web_endpoint",
 ]
 
 _HOMES = {
@@ -38,11 +47,18 @@ _HOMES = {
     "Function": "client.function",
     "FunctionCall": "client.call",
     "Padded": "contract.ragged",
+    "asgi_app": "app.endpoints",
     "batched": "app.decorators",
     "connect": "client.connecting",
     "ensure": "app.ensuring",
+    "enter": "app.classes",
+    "exit": "app.classes",
+    "fastapi_endpoint": "app.endpoints",
+    "method": "app.classes",
+    "parameter": "app.classes",
     "statistics": "client.asking",
     "stop": "client.stopping",
+    "web_endpoint": "app.endpoints",
 }
 
 

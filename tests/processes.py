@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import shmbatch
+from shmbatch.app.classes import Class
 from shmbatch.client import pool
 
 PATIENCE_S = 20
@@ -303,6 +304,8 @@ def hang_up() -> None:
             for value in vars(module).values():
                 if isinstance(value, shmbatch.Function):
                     value._connection = None
+                elif isinstance(value, Class):
+                    value._instances.clear()
 
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:

@@ -20,7 +20,7 @@ from tests import processes, programs
 
 STARTERS = (processes.Served, programs.started, transport.executor_transport)
 # Of `programs.ran` only with one of these words; `app.run` cannot be told from its name alone.
-_COMMANDS = {"run", "start"}
+_COMMANDS = {"run", "start", "tune"}
 
 
 def touches_a_transport(metafunc: pytest.Metafunc) -> bool:

@@ -23,12 +23,20 @@ FLOORS = {
     "client": {"errors", "protocol", "contract"},
     "executor": {"errors", "protocol", "contract"},
     "app": {"errors", "protocol", "contract", "client"},
-    "cli": {"errors", "protocol", "contract", "client", "executor", "app"},
+    "web": {"errors", "protocol", "contract", "client", "app"},
+    "testing": {"errors", "protocol", "contract", "client", "executor", "app"},
+    "tuning": {"errors", "protocol", "contract", "client", "executor", "app"},
+    "cli": {"errors", "protocol", "contract", "client", "executor", "app", "web", "tuning"},
 }
 
 # Where a module of somebody else's may be imported, and the only places.
 HOMES = {
-    "torch": {"client.results", "executor.staging.devices", "executor.staging.runtime"},
+    "torch": {
+        "client.results",
+        "executor.staging.devices",
+        "executor.staging.runtime",
+        "tuning.examples",  # makes what numpy has no dtype for
+    },
     "posix_ipc": {"protocol.posix"},
     "msgspec": {
         "contract.exceptions",
@@ -39,27 +47,46 @@ HOMES = {
     },
     "click": {
         "cli",
+        "cli.entrypoint",
         "cli.options",
         "cli.printing",
         "cli.ps",
         "cli.run",
+        "cli.serve",
         "cli.start",
         "cli.stop",
         "cli.stats",
+        "cli.target",
+        "cli.tune",
     },
+    "fastapi": {"web.admitting", "web.health", "web.site"},
+    "fastapi_offline": {"web.site"},
+    "starlette": {
+        "web.admitting",
+        "web.disconnecting",
+        "web.lifespan",
+        "web.site",
+    },
+    "uvicorn": {"web.server"},
+    "matplotlib": {"tuning.drawing"},
+    "rich": {"client.progress"},
     "jaxtyping": set[str](),
+    "hypothesis": {"testing.drawing"},  # its type; elsewhere it is imported by name when needed
+    "pytest": {"testing.plugin"},
     "datetime": set[str](),
     "time": {
-        "app.ensuring",  # sleeps while others start an executor
+        "app.starting",  # sleeps while others start an executor
         "client.call",
         "client.connection",
         "client.handshake",
         "protocol.clock",
+        "tuning.producer",  # sleeps until the next call is to be made
     },
     "ctypes": {"executor.staging.batched"},  # calls into CUDA that torch does not offer
     "pickle": {"contract.pickling"},  # for codec="pickle" alone, imported where that is asked for
     "multiprocessing": set[str](),
     "threading": {
+        "app.classes",  # one object for `.local`, whoever calls first
         "client.connection",
         "client.listener",
         "client.pool",
@@ -68,6 +95,7 @@ HOMES = {
         "executor.lander",  # sleeps for a batch on the device
         "protocol.names",
         "protocol.ownership",
+        "web.worker",  # watches the supervisor, whatever the user's code is doing
     },
 }
 

@@ -31,7 +31,7 @@ import pytest
 
 import shmbatch
 from benchmarks import _report, bench_roundtrip, bench_throughput, readme_figures
-from shmbatch import cli
+from shmbatch import cli, testing
 from shmbatch.protocol import owners, ownership
 from tests.processes import wait_until
 from tests.programs import PATIENCE_S, ran, sockets, started  # noqa: F401
@@ -396,7 +396,8 @@ def test_figures_that_are_not_there_are_not_invented(tmp_path: Path) -> None:
 
 
 def test_every_example_has_a_test_here() -> None:
-    assert [path.name for path in EXAMPLES] == ["actors.py", "digits.py", "embed.py", "sums.py"]
+    names = ["actors.py", "digits.py", "embed.py", "policy.py", "pooling.py", "sums.py"]
+    assert [path.name for path in EXAMPLES] == names
 
 
 @pytest.mark.parametrize("arguments", [["run"], []], ids=["shmbatch run", "python"])
@@ -461,6 +462,27 @@ def test_actors_act_alike_in_lockstep_and_not() -> None:
     assert [how for how, _ in rates] == ["waiting", "in lockstep"]
     assert result.stdout.startswith("8 actors, 500 steps each\n")
     assert re.search(r"^poles stood for \d+% of the steps$", result.stdout, re.MULTILINE)
+
+
+def test_pooling_is_the_same_in_any_batch() -> None:
+    spec = importlib.util.spec_from_file_location("pooling", DOCS / "examples" / "pooling.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pooling = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pooling)
+    sentences = testing.inputs(pooling.pool, min_lengths={"words": 1})
+    testing.check_batch_invariance(pooling.pool, sentences, max_examples=10)
+
+
+@pytest.mark.slow  # 16 processes import gymnasium
+def test_actors_in_step_see_new_weights_at_the_same_step() -> None:
+    result = ran("run", ROOT / "docs" / "examples" / "policy.py")
+    assert (result.stderr, result.returncode) == ("", 0)
+    assert result.stdout.splitlines() == [
+        "16 actors are acting on version 0",
+        "all made 300 steps more on version 1",
+        "for which 300 batches of 16 ran",
+    ]
 
 
 def test_sentences_are_embedded_for_four_processes_in_batches() -> None:

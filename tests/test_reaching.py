@@ -15,21 +15,29 @@ from tests.processes import ROOT, environment
 # Folders and files of which no test touches a transport, or each test chooses its own.
 OVER_ONE = {
     "tests/app/test_app.py",  # definitions, and what is refused before anything starts
+    "tests/app/test_classes.py",
     "tests/app/test_decorators.py",
+    "tests/app/test_endpoints.py",
     "tests/app/test_install.py",  # a package without its core
     "tests/app/test_load.py",
+    "tests/cli/test_entrypoint.py",
     "tests/cli/test_printing.py",
     "tests/cli/test_service.py",  # what systemd is told
+    "tests/cli/test_start_class.py",  # how an instance is started; called in tests/client
+    "tests/conformance/test_coverage.py",
+    "tests/conformance/test_definition.py",
     "tests/contract/",
     "tests/executor/test_batcher.py",
     "tests/executor/staging/",
     "tests/executor/test_cuda.py",  # a device that is not there
     "tests/executor/test_delivery.py",  # and those below: over worlds, without processes
     "tests/executor/test_fake_gpu.py",
+    "tests/executor/test_instances.py",
     "tests/executor/test_loop.py",
     "tests/executor/test_runner.py",
     "tests/executor/test_served.py",
     "tests/executor/test_statistics.py",
+    "tests/executor/test_turns.py",
     "tests/gpu/",  # a GPU cares little about who sleeps how
     "tests/model/",
     "tests/native/",
@@ -47,9 +55,16 @@ OVER_ONE = {
     "tests/protocol/test_ownership.py",
     "tests/protocol/test_ring_model.py",
     "tests/protocol/test_spinning.py",
+    "tests/testing/",  # one process, but for test_plugin.py
     "tests/test_architecture.py",
     "tests/test_documentation.py",
     "tests/test_reaching.py",
+    "tests/tuning/",  # batches in one process, and what is made of their times
+    "tests/web/test_bad_input.py",  # and those below: how web workers call does not matter there
+    "tests/web/test_lifecycle.py",
+    "tests/web/test_other_servers.py",
+    "tests/web/test_server.py",
+    "tests/web/test_site.py",
 }
 
 

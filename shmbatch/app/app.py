@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from ..protocol.names import Address, check_name
 from ..protocol.spinning import wait_mode
 from ..protocol.transport import transport_name
 from .decorators import Batched
+from .endpoints import Endpoint, Registers
 from .paths import resolved
 
 if TYPE_CHECKING:
+    from .classes import Class
     from .running import Running
 
 
@@ -40,14 +43,19 @@ class App:
             raise ConfigError("App needs a name here, where there is no file to take it from")
         self.file = None if file is None else resolved(Path(file))
         self.name = check_name(name if name is not None else Path(str(file)).stem, "app name")
-        self.definitions: dict[str, Definition] = {}
+        self.definitions: dict[str, Definition] = {}  # what its own executor serves
+        self.classes: dict[str, Class] = {}
+        self.endpoints: dict[str, Endpoint] = {}
         self.entrypoints: dict[str, Callable[..., Any]] = {}
+        known.add(self)
 
-    def function(self, *misplaced: Any, **refused: Any) -> Callable[[Batched], Function]:
-        """Have a batched function served by this app; returns its handle.
+    def function(self, *misplaced: Any, **refused: Any) -> Registers:
+        """Have a batched function or a web endpoint served by this app.
+
+        A batched function becomes its handle; an endpoint remains the function that it is.
 
         Raises:
-            ConfigError: it is not batched, cannot be batched, or its name is taken.
+            ConfigError: it is neither, cannot be batched, or its name is taken.
         """
         if misplaced:
             raise ConfigError("app.function takes no arguments; write @app.function()")
@@ -57,42 +65,98 @@ class App:
                 f"app.function takes no {', '.join(refused)}; options go to @shmbatch.batched(...)"
             )
 
-        def register(batched: Batched) -> Function:
+        def register(batched: Any) -> Any:
+            if isinstance(batched, Endpoint):
+                return self._register_endpoint(batched)
+            if inspect.isclass(batched):
+                raise ConfigError(f"{batched.__name__!r} is a class; use @app.cls()")
             if not isinstance(batched, Batched):
                 raise ConfigError(
                     f"{getattr(batched, '__name__', batched)!r} is not batched; put "
                     f"@shmbatch.batched(max_batch_size=..., wait_ms=...) below @app.function()"
                 )
             name = check_name(batched.function.__name__, "function name")
+            inside = batched.function.__qualname__.rpartition(".")[0]
+            if inside and not inside.endswith("<locals>"):
+                raise ConfigError(
+                    f"{name!r} is a method of class {inside!r}; put @app.cls() above the class, "
+                    f"and only @shmbatch.batched(...) above the method"
+                )
             address = Address(self.name, name)
             signature = signature_of(batched.function, str(address), batched.values)
             source_file(batched.function)  # an interactive function cannot be served
-            if name in self.definitions:
-                raise ConfigError(f"app {self.name!r} has a function {name!r} already; rename one")
-            definition = Definition(
-                name,
-                batched.function,
-                signature,
-                batched.parameters,
-                batched.slots,
-                batched.lockstep,
-                batched.batch_sizes,
-                batched.cuda_graphs,
-                batched.direct_dma,
-            )
+            self._refuse_taken(name)
+            definition = batched.definition(name, signature)
             check_graphs(definition, str(address))
             self.definitions[name] = definition
-            return Function(address, local=batched.function, signature=signature)
+            return Function(
+                address,
+                local=batched.function,
+                signature=signature,
+                decorated=batched.parameters,
+            )
+
+        return register
+
+    def _register_endpoint(self, endpoint: Endpoint) -> Callable[..., Any]:
+        name = endpoint.checked_name()
+        self._refuse_taken(name)
+        self.endpoints[name] = endpoint
+        return endpoint.function
+
+    def _refuse_taken(self, name: str) -> None:
+        if name in self.definitions or name in self.endpoints:
+            raise ConfigError(f"app {self.name!r} has a function {name!r} already; rename one")
+
+    def cls(self, *misplaced: Any, **refused: Any) -> Callable[[type], Class]:
+        """Have the batched and the plain methods of a class served by this app.
+
+        The executor makes one object of the class, enters it, and serves its methods; there is
+        one more executor for each other set of its parameters. The class's name comes to stand
+        for a `Class`: ``Policy().act.remote(x)``.
+
+        Raises:
+            ConfigError: it is no class, cannot be served, or its name is taken.
+        """
+        if misplaced:
+            raise ConfigError("app.cls takes no arguments; write @app.cls()")
+        _refuse_image(refused)
+        if refused:
+            raise ConfigError(
+                f"app.cls takes no {', '.join(refused)}; options go to @shmbatch.batched(...)"
+            )
+
+        def register(user_class: type) -> Class:
+            if not inspect.isclass(user_class):
+                raise ConfigError(
+                    f"@app.cls() decorates {user_class!r:.100}, which is no class; "
+                    f"use @app.function()"
+                )
+            from .classes import Class  # for who has one
+
+            made = Class(self, user_class)
+            if made.name in self.classes:
+                raise ConfigError(
+                    f"app {self.name!r} has a class {made.name!r} already; rename one"
+                )
+            if not made.needs_parameters:
+                served = made.definitions(made.values({}))
+                self.definitions.update((each.name, each) for each in served)
+            self.classes[made.name] = made
+            return made
 
         return register
 
     def local_entrypoint(
         self, *misplaced: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Make a function without parameters, sync or async, what ``shmbatch run`` calls.
+        """Make a function, sync or async, what ``shmbatch run`` calls.
+
+        Its parameters become options of that command: ``n_steps: int = 3`` is ``--n-steps``.
 
         Raises:
-            ConfigError: it takes parameters, or its name is taken.
+            ConfigError: it takes ``*args``, ``**kwargs`` or parameters by position only, or its
+                name is taken.
         """
         if misplaced:
             raise ConfigError(
@@ -100,11 +164,14 @@ class App:
             )
 
         def register(entrypoint: Callable[..., Any]) -> Callable[..., Any]:
-            if not inspect.isfunction(entrypoint) or inspect.signature(entrypoint).parameters:
-                raise ConfigError(
-                    f"entrypoint {getattr(entrypoint, '__name__', entrypoint)!r} must be a "
-                    f"function without parameters"
-                )
+            if not inspect.isfunction(entrypoint):
+                raise ConfigError(f"entrypoint {entrypoint!r:.100} must be a function")
+            for each in inspect.signature(entrypoint).parameters.values():
+                if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+                    raise ConfigError(
+                        f"entrypoint {entrypoint.__name__!r} takes {each}, which is no option "
+                        f"of a command; name each parameter"
+                    )
             if entrypoint.__name__ in self.entrypoints:
                 raise ConfigError(
                     f"app {self.name!r} has an entrypoint {entrypoint.__name__!r} already"
@@ -141,7 +208,7 @@ class App:
         """
         if self.file is None:
             raise ConfigError(f"app {self.name!r} was made interactively; put it in a file")
-        if not self.definitions:
+        if not self.definitions and not self.classes:
             raise ConfigError(f"app {self.name!r} has no functions; add one with @app.function()")
         if wait is not None:
             wait_mode(wait)
@@ -153,6 +220,10 @@ class App:
 
     def __repr__(self) -> str:
         return f"<App {self.name!r}: {', '.join(self.definitions) or 'no functions'}>"
+
+
+# Every app of this process: a handle has the address of its function, and not its definition.
+known: weakref.WeakSet[App] = weakref.WeakSet()
 
 
 def _refuse_image(options: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ class Detached:
         file: what to serve; a relative path is taken from the working directory, which the
             executor keeps.
         name: what to serve it under; None for the name of its app.
+        user_class: serve this class of the file alone.
+        params: of that class, each as ``name=value``.
         log: an open log; of an executor without *name*, moved to its app's name if *log_moves*.
 
     Raises:
@@ -176,6 +179,8 @@ class Detached:
         log: Log,
         *,
         app: str | None = None,
+        user_class: str | None = None,
+        params: Sequence[str] = (),
         transport: str | None = None,
         device: str | None = None,
         wait: str | None = None,
@@ -197,8 +202,9 @@ class Detached:
                 try:
                     self._intermediate = subprocess.Popen(
                         launching.command(
-                            self.file,
+                            self.file if user_class is None else f"{self.file}::{user_class}",
                             "--background",
+                            *(part for each in params for part in ("--param", each)),
                             *(("--log-since", str(log.start)) if log_moves else ()),
                             name=name,
                             app=app,

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from pathlib import Path
 
 from ..client.connecting import handle
 from ..client.function import Function
 from ..client.handshake import ANSWER_S
 from ..contract.device import device_name
-from ..errors import ConfigError, ExecutorNotFound, NameTaken, ShmbatchError
-from ..protocol import names, owners, ownership
-from ..protocol.attempts import Attempt, Look
+from ..errors import ExecutorNotFound, NameTaken, ShmbatchError
+from ..protocol import names, owners
 from ..protocol.clock import deadline_ns, now_ns
 from ..protocol.transport import transport_name
 from .detaching import TIMEOUT_S, Detached, Log
-from .reports import error_in, report_of
+from .starting import is_late, when_served, why_late
 
 _ANSWER_S = 1.0  # an executor that serves is given this long to answer, however late it is
-_LOOK_S = (0.002, 0.005, 0.01, 0.02, 0.05)  # between looks at what others do
 
 
 def ensure(
@@ -73,48 +69,24 @@ def ensure(
     if names.resolve(app) != app:  # inside a run: that executor and no other
         function.connect(timeout, answer_s=_patience_s(deadline))
         return function
-    attempt: Attempt | None = None
-    looks = 0
-    try:
-        while True:
-            owner = owners.owner(app)
-            if owner is not None and owner.state == ownership.SERVING:
-                try:
-                    function.connect(0, answer_s=_patience_s(deadline))
-                    return function
-                except ExecutorNotFound:  # it has just ended, or does not answer
-                    if _late(deadline):
-                        raise
-            if owner is not None and owner.pid == os.getpid():
-                raise ConfigError(
-                    f"this process is about to serve {app!r} and would wait for itself; "
-                    f"call ensure under `if __name__ == '__main__':`"
-                )
-            if attempt is None:
-                attempt = Attempt(app)
-            look = attempt.look()
-            # Asked anew: an attempt before ours may have just succeeded.
-            if look is Look.OURS and owners.owner(app) is None:
-                _start(attempt, app, Path(file), deadline, transport, device, wait, log)
-                attempt = None
-            elif look is Look.OVER:
-                failure = attempt.failure()
-                attempt.close()
-                attempt = None
-                if failure:
-                    raise _read(failure)
-            elif _late(deadline):
-                raise ExecutorNotFound(_why_late(app, owner))
-            else:
-                time.sleep(_LOOK_S[min(looks, len(_LOOK_S) - 1)])
-                looks += 1
-    finally:
-        if attempt is not None:
-            attempt.leave()
+    path = Path(file)
+
+    def connected() -> Function | None:
+        try:
+            function.connect(0, answer_s=_patience_s(deadline))
+        except ExecutorNotFound:  # it has just ended, or does not answer
+            if is_late(deadline):
+                raise
+            return None
+        return function
+
+    def start() -> None:
+        _start(app, path, deadline, transport, device, wait, log)
+
+    return when_served(app, deadline, connected, start)
 
 
 def _start(
-    attempt: Attempt,
     app: str,
     file: Path,
     deadline: int | None,
@@ -123,41 +95,26 @@ def _start(
     wait: str | None,
     log: str | os.PathLike[str] | None,
 ) -> None:
-    """Start the executor, and end the attempt with what comes of it.
-
-    Returns when an executor serves, or is about to that somebody else has started meanwhile.
-    """
-    try:
-        with (
-            Log(None if log is None else Path(log), app) as opened,
-            Detached(file, app, opened, transport=transport, device=device, wait=wait) as executor,
-        ):
-            try:
-                executor.wait(deadline)
-            except TimeoutError:
-                if executor.pid is None:  # nor shall it get one
-                    raise ExecutorNotFound(
-                        f"an executor of {app!r} had no process of its own in time and was "
-                        f"stopped; wait longer with timeout="
-                    ) from None
-                # It goes on; whoever waits longer, or comes later, finds it.
-                raise ExecutorNotFound(_why_late(app, owners.owner(app))) from None
-            except NameTaken:
-                pass
-            except ShmbatchError:
-                executor.end()
-                raise
-    except ExecutorNotFound:
-        attempt.end()  # which is only about our own patience
-        raise
-    except ShmbatchError as error:
-        attempt.end(json.dumps(report_of(error)).encode())
-        raise
-    attempt.end()
-
-
-def _late(deadline: int | None) -> bool:
-    return deadline is not None and now_ns() >= deadline
+    """Start an executor in the background; return when it serves."""
+    with (
+        Log(None if log is None else Path(log), app) as opened,
+        Detached(file, app, opened, transport=transport, device=device, wait=wait) as executor,
+    ):
+        try:
+            executor.wait(deadline)
+        except TimeoutError:
+            if executor.pid is None:  # nor shall it get one
+                raise ExecutorNotFound(
+                    f"an executor of {app!r} had no process of its own in time and was "
+                    f"stopped; wait longer with timeout="
+                ) from None
+            # It goes on; whoever waits longer, or comes later, finds it.
+            raise ExecutorNotFound(why_late(app, owners.owner(app))) from None
+        except NameTaken:
+            raise
+        except ShmbatchError:
+            executor.end()
+            raise
 
 
 def _patience_s(deadline: int | None) -> float:
@@ -165,18 +122,3 @@ def _patience_s(deadline: int | None) -> float:
     if deadline is None:
         return ANSWER_S
     return max(_ANSWER_S, min(ANSWER_S, (deadline - now_ns()) / 1e9))
-
-
-def _read(failure: bytes) -> ShmbatchError:
-    error = error_in(json.loads(failure))
-    assert error is not None
-    return error
-
-
-def _why_late(app: str, owner: owners.Owner | None) -> str:
-    if owner is None:
-        return f"no executor serves {app!r} yet; one is about to start, wait longer with timeout="
-    return (
-        f"the executor of {app!r} (process {owner.pid}) is still {owner.state}; "
-        f"wait longer with timeout="
-    )

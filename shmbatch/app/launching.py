@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def command(
-    file: Path,
+    file: Path | str,
     *options: str,
     name: str | None,
     app: str | None,

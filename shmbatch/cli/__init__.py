@@ -16,7 +16,7 @@ import click
 from ..errors import ShmbatchError
 from ..protocol.descriptors import shortage
 
-_VERBS = ("run", "start", "stop", "ps", "stats")
+_VERBS = ("run", "serve", "start", "stop", "ps", "stats", "tune")
 
 
 class _Verbs(click.Group):

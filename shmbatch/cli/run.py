@@ -9,18 +9,14 @@ from pathlib import Path
 import click
 
 from ..protocol.spinning import MODES
-from ..protocol.transport import TRANSPORTS
 from . import options
 
 
-@click.command("run")
+@click.command("run", context_settings={"ignore_unknown_options": True})
 @click.argument("target", metavar="FILE[::ENTRYPOINT]")
-@click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
-@click.option(
-    "--transport",
-    type=click.Choice(TRANSPORTS),
-    help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
-)
+@click.argument("arguments", metavar="[OPTIONS OF ENTRYPOINT]", nargs=-1, type=click.UNPROCESSED)
+@options.app
+@options.transport
 @options.device
 @click.option(
     "--wait",
@@ -30,6 +26,7 @@ from . import options
 )
 def command(
     target: str,
+    arguments: tuple[str, ...],
     app_name: str | None,
     transport: str | None,
     device: str | None,
@@ -37,16 +34,20 @@ def command(
 ) -> None:
     """Start FILE's executor, run its entrypoint, drain, stop.
 
+    Parameters of the entrypoint are options, as in `shmbatch run train.py --n-steps 3`; one that
+    is named like an option of this command goes behind `--`, as does `--help` for all of them.
     Writes nothing of its own to standard output.
     """
     from ..app.load import find_app, find_entrypoint, load_file
+    from .entrypoint import parsed
 
     logging.getLogger("shmbatch").setLevel(logging.WARNING)
     file, _, entrypoint_name = target.partition("::")
     app = find_app(load_file(Path(file)), app_name)
     entrypoint = find_entrypoint(app, entrypoint_name or None)
+    given = parsed(entrypoint, arguments, f"shmbatch run {target} --")
     with app.run(transport=transport, device=device, wait=wait):
-        result = entrypoint()
+        result = entrypoint(**given)
         if inspect.iscoroutine(result):
             import asyncio
 

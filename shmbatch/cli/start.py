@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..app.reports import Reporter, report_of
 from ..contract.device import device_name
-from ..errors import LoadError, ShmbatchError
+from ..errors import ShmbatchError
 from ..protocol.descriptors import shortage
 from ..protocol.spinning import MODES
-from ..protocol.transport import TRANSPORTS, transport_name
+from ..protocol.transport import transport_name
 from . import options
 from .printing import say
+from .target import Target
 
 if TYPE_CHECKING:
-    from ..app.app import App
     from ..contract.definition import Definition
 
 log = logging.getLogger("shmbatch.executor")
@@ -32,27 +30,18 @@ log = logging.getLogger("shmbatch.executor")
 _TAIL_LINES = 20
 
 
-class _Seconds(click.FloatRange):
-    """A duration; NaN, which is in no range, is not refused by the range's own check."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Any:
-        seconds = super().convert(value, param, context)
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is no duration.", param, context)
-        return seconds
-
-
 @click.command("start")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", help="Serve under this name instead of the app's.")
-@click.option("--app", "app_name", metavar="NAME", help="Which app, where the file has several.")
+@click.argument("target", metavar="FILE[::CLASS]")
 @click.option(
-    "--transport",
-    type=click.Choice(TRANSPORTS),
-    help="How segments are made and sleepers woken; linux by default. [env: SHMBATCH_TRANSPORT]",
+    "--param",
+    "params",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="With ::CLASS: a parameter of the class. Those that are not given have their defaults.",
 )
+@click.option("--name", metavar="NAME", help="Serve under this name instead of the app's.")
+@options.app
+@options.transport
 @options.device
 @click.option(
     "--wait",
@@ -74,7 +63,7 @@ class _Seconds(click.FloatRange):
 )
 @click.option(
     "--timeout",
-    type=_Seconds(min=0),
+    type=options.Number(min=0),
     metavar="SECONDS",
     help="With --detach: stop it if it does not serve by then; 120 by default.",
 )
@@ -83,7 +72,8 @@ class _Seconds(click.FloatRange):
 @click.option("--background", is_flag=True, hidden=True)
 @click.option("--log-since", type=int, hidden=True)  # and have it move when the name is known
 def command(
-    file: Path,
+    target: str,
+    params: tuple[str, ...],
     name: str | None,
     app_name: str | None,
     transport: str | None,
@@ -97,14 +87,15 @@ def command(
     background: bool,
     log_since: int | None,
 ) -> None:
-    """Serve FILE's functions until stopped.
+    """Serve FILE's functions until stopped, or one instance of a class of it.
 
     SIGTERM, Ctrl-C and `shmbatch stop` let calls already made finish; a second signal does not.
     """
+    served = Target.parse(target, app_name, params)
     transport = transport_name(transport)
     device = device_name(device)
     if detach:
-        _detach(file, name, app_name, transport, device, wait, log_file, timeout)
+        _detach(served, name, transport, device, wait, log_file, timeout)
         return
     for option, value in (("--log", log_file), ("--timeout", timeout)):
         if value is not None:
@@ -125,9 +116,7 @@ def command(
     if supervisor_fd is not None:
         os.set_inheritable(supervisor_fd, False)
     try:
-        _serve(
-            file, name, app_name, transport, device, wait, report, supervisor_fd, notify, log_since
-        )
+        _serve(served, name, transport, device, wait, report, supervisor_fd, notify, log_since)
     except ShmbatchError as error:
         if ready_fd is None:
             raise
@@ -138,9 +127,8 @@ def command(
 
 
 def _serve(
-    file: Path,
+    target: Target,
     name: str | None,
-    app_name: str | None,
     transport: str,
     device: str,
     wait: str,
@@ -149,22 +137,22 @@ def _serve(
     notify: Any,
     log_since: int | None,
 ) -> None:
-    from ..app.load import load_file
     from ..app.paths import resolved
     from ..client.function import serving
     from ..executor.process import serve
+    from ..protocol.names import RUN
+
+    file = target.file
 
     def load() -> Sequence[Definition]:
-        app = _find_app(load_file(file), app_name, name)
-        serving(app.name)
+        served_as, definitions = target.load(name, under_run=supervisor_fd is not None)
+        serving(served_as)
         serving(served)
-        if not app.definitions:
-            raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
-        return list(app.definitions.values())
+        return definitions
 
     try:
         # The name is needed before the file is loaded, unless the file has to say it.
-        served = name if name is not None else _find_app(load_file(file), app_name, None).name
+        served = name if name is not None else target.load(None)[0]
         if log_since is not None and served != file.stem:
             from ..app.detaching import move_log
 
@@ -178,6 +166,7 @@ def _serve(
             ready=lambda: report.make({"ready": True, "name": served}, last=True),
             supervisor_fd=supervisor_fd,
             file=resolved(file),
+            called=target.app if served.startswith(RUN) else None,
             notify=notify,
         )
     except OSError as error:
@@ -185,18 +174,6 @@ def _serve(
         if told is None:
             raise
         raise told from error
-
-
-def _find_app(module: ModuleType, app_name: str | None, served: str | None) -> App:
-    """Return the app called *app_name*, else that called as it is served, else the only one."""
-    from ..app.load import find_app
-
-    if app_name is None and served is not None:
-        try:
-            return find_app(module, served)
-        except LoadError:
-            pass
-    return find_app(module, app_name)
 
 
 def _tell_nobody(**state: object) -> None:
@@ -210,9 +187,8 @@ def _fork() -> None:
 
 
 def _detach(
-    file: Path,
+    target: Target,
     name: str | None,
-    app_name: str | None,
     transport: str,
     device: str,
     wait: str,
@@ -230,12 +206,14 @@ def _detach(
     if name is not None:
         directory.socket_path(name)  # says what is wrong with it
     with (
-        Log(log_file, name if name is not None else file.stem) as opened,
+        Log(log_file, name if name is not None else target.file.stem) as opened,
         Detached(
-            file,
+            target.file,
             name,
             opened,
-            app=app_name,
+            app=target.app,
+            user_class=target.user_class,
+            params=target.params,
             transport=transport,
             device=device,
             wait=wait,

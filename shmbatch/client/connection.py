@@ -236,9 +236,9 @@ class Connection:
                 f"it is stopping"
             )
         assert reason == SUBMIT_MISFIT
-        values = self.signature.bind(values, {}, str(self.address))
-        coerced = self._arguments.coerce(values)
-        if all(new is old for new, old in zip(coerced, values, strict=True)):
+        bound = self.signature.bind(values, {}, str(self.address))  # with defaults, if it has some
+        coerced = self._arguments.coerce(bound)
+        if bound is values and all(new is old for new, old in zip(coerced, values, strict=True)):
             raise ProtocolError(f"the core refuses coerced values for '{self.address}'")
         return coerced
 

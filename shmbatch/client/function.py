@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
 from types import EllipsisType
 from typing import Any
 
+from ..contract.batching import BatchParameters, OtherBatching, other_batching
 from ..contract.signature import Signature
 from ..errors import ConfigError
 from ..protocol import names
@@ -14,17 +16,21 @@ from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
 from .call import FunctionCall
 from .connection import Connection, Forked, Unfinished
-from .handshake import ANSWER_S
+from .handshake import ANSWER_S, DECORATED
 from .limits import UNLIMITED, Limits, check, limits_from_now
 from .pool import connection_to
 from .verbs import verb
 
-_serving: set[str] = set()  # apps that this process is the executor of
+# Returns what the last argument returns, a connection, when somebody serves an address; sees to it
+# that somebody does, within so many seconds. Picklable.
+Starter = Callable[[names.Address, float | None, Callable[[], Connection]], Connection]
+
+_serving: set[str] = set()  # names that this process is the executor of
 
 
-def serving(app: str) -> None:
-    """Say that this process is *app*'s executor: its functions must not wait for themselves."""
-    _serving.add(app)
+def serving(name: str) -> None:
+    """Say that this process serves *name*: its functions must not wait for themselves."""
+    _serving.add(name)
 
 
 class Function:
@@ -42,6 +48,9 @@ class Function:
         deadline_ms: milliseconds until a call must have been launched; None for no deadline.
         arrays: ``"numpy"`` to get tensors as arrays, without importing torch.
         wait: ``"auto"``, ``"spin"`` or ``"park"``; by default what SHMBATCH_WAIT says.
+        decorated: how it batches, where this process knows.
+        batching: which of its queues is meant; see `with_batching`.
+        starter: connects, and starts an executor before if need be.
     """
 
     def __init__(
@@ -54,6 +63,9 @@ class Function:
         deadline_ms: float | None = None,
         arrays: str = "native",
         wait: str | None = None,
+        decorated: BatchParameters | None = None,
+        batching: OtherBatching = DECORATED,
+        starter: Starter | None = None,
     ) -> None:
         check(timeout, deadline_ms)
         self.address = address
@@ -64,6 +76,9 @@ class Function:
         self._limited = timeout is not None or deadline_ms is not None
         self._arrays = arrays
         self._wait = wait
+        self._decorated = decorated
+        self._batching = batching
+        self._starter = starter
         self._connection: Connection | None = None
 
     def connect(self, timeout: float | None = 0, *, answer_s: float = ANSWER_S) -> Connection:
@@ -76,21 +91,37 @@ class Function:
         """
         connection = self._connection
         if connection is None or connection.dead or connection.ring.forked:
-            if self.address.app in _serving:
+            if self._is_served_here():
                 raise ConfigError(
                     f"'{self.address}' is called inside its own executor, which would wait for "
                     f"itself; call .local(...) with lists there"
                 )
-            connection = self._connection = connection_to(
-                self.address,
-                self._signature,
-                deadline_after(timeout),
-                arrays=self._arrays,
-                wait=self._wait,
-                answer_s=answer_s,
-            )
+            deadline = deadline_after(timeout)
+
+            def connect() -> Connection:
+                return connection_to(
+                    self.address,
+                    self._signature,
+                    deadline,
+                    arrays=self._arrays,
+                    wait=self._wait,
+                    batching=self._batching,
+                    answer_s=answer_s,
+                )
+
+            if self._starter is None:
+                connection = connect()
+            else:
+                connection = self._starter(self.address, timeout, connect)
+            self._connection = connection
             connection.handles.add(self)
         return connection
+
+    def _is_served_here(self) -> bool:
+        address = self.address
+        if not address.instance and address.app in _serving:
+            return True  # whatever the name means in an environment that we have inherited
+        return address.served_as() in _serving
 
     def forget(self, connection: Connection) -> None:
         """Let go of a connection; the next call looks the name up and connects anew."""
@@ -98,7 +129,7 @@ class Function:
             self._connection = None
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the plain function, on lists or stacks, here and now, without batching."""
+        """Call the function itself, on lists or stacks, here and now, without batching."""
         if self._plain is None:
             raise ConfigError(
                 f"this process has the address '{self.address}' but not the function; "
@@ -125,17 +156,50 @@ class Function:
         Raises:
             ConfigError: an option is wrong.
         """
-        return Function(
-            self.address,
-            local=self._plain,
-            signature=self._signature,
+        return self._with(
             timeout=self._timeout if isinstance(timeout, EllipsisType) else timeout,
             deadline_ms=(
                 self._deadline_ms if isinstance(deadline_ms, EllipsisType) else deadline_ms
             ),
-            arrays=self._arrays,
-            wait=self._wait,
         )
+
+    def with_batching(
+        self, *, max_batch_size: int | None = None, wait_ms: float | None = None
+    ) -> Function:
+        """Return a handle of the same function with a queue of its own in the same executor.
+
+        Calls of this handle, and of all with the same parameters, batch with each other and with
+        no others. A queue is made when it is first used, and stays; an executor makes at most 16
+        for a function.
+
+        Args:
+            max_batch_size: at most the decorated one; None for that.
+            wait_ms: as of `batched`; None for the decorated one.
+
+        Raises:
+            ConfigError: an argument is wrong. Where this process does not know yet how the
+                function is decorated, the first call raises `HandshakeError` instead.
+        """
+        batching = other_batching(max_batch_size, wait_ms)
+        if self._decorated is not None:
+            batching.instead_of(self._decorated, str(self.address))
+        return self._with(batching=batching)
+
+    def _with(self, **options: Any) -> Function:
+        return Function(self.address, **(self._options() | {"local": self._plain} | options))
+
+    def _options(self) -> dict[str, Any]:
+        """Everything that a copy in another process has as well."""
+        return {
+            "signature": self._signature,
+            "timeout": self._timeout,
+            "deadline_ms": self._deadline_ms,
+            "arrays": self._arrays,
+            "wait": self._wait,
+            "decorated": self._decorated,
+            "batching": self._batching,
+            "starter": self._starter,
+        }
 
     # ---- one call ------------------------------------------------------------------------
 
@@ -268,9 +332,11 @@ class Function:
         *iterables: Iterable[Any] | AsyncIterable[Any],
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> AsyncIterator[Any]:
         inputs = mapping.zip_aio(iterables)
-        return mapping.run_aio(self, inputs, order_outputs, return_exceptions)
+        results = mapping.run_aio(self, inputs, order_outputs, return_exceptions)
+        return self._shown_aio(results, iterables) if progress else results
 
     @verb(_map_aio)
     def map(
@@ -278,15 +344,22 @@ class Function:
         *iterables: Iterable[Any],
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """Yield the result of each input, keeping a batch or two of calls in flight.
 
         Takes one iterable a parameter, read lazily, until the shortest ends. Results come in the
         order of the inputs, or with ``order_outputs=False`` as they are done. The first failed
         call raises, unless ``return_exceptions``: then exceptions are yielded in their places.
-        Leaving the iterator early cancels what is in flight.
+        Leaving the iterator early cancels what is in flight. With ``progress``, which needs the
+        extra ``cli``, a bar on standard error says how many results have been yielded.
+
+        Raises:
+            ConfigError: *progress* is asked for, and rich is not installed.
         """
-        return mapping.run(self, zip(*iterables, strict=False), order_outputs, return_exceptions)
+        inputs = zip(*iterables, strict=False)
+        results = mapping.run(self, inputs, order_outputs, return_exceptions)
+        return self._shown(results, iterables) if progress else results
 
     def _starmap_aio(
         self,
@@ -294,9 +367,11 @@ class Function:
         *,
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> AsyncIterator[Any]:
         inputs = mapping.tuples_aio(iterable)
-        return mapping.run_aio(self, inputs, order_outputs, return_exceptions)
+        results = mapping.run_aio(self, inputs, order_outputs, return_exceptions)
+        return self._shown_aio(results, (iterable,)) if progress else results
 
     @verb(_starmap_aio)
     def starmap(
@@ -305,23 +380,35 @@ class Function:
         *,
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """As `map`, with one tuple of arguments an input."""
-        return mapping.run(self, map(tuple, iterable), order_outputs, return_exceptions)
+        results = mapping.run(self, map(tuple, iterable), order_outputs, return_exceptions)
+        return self._shown(results, (iterable,)) if progress else results
 
     async def _for_each_aio(
-        self, *iterables: Iterable[Any] | AsyncIterable[Any], ignore_exceptions: bool = False
+        self,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ignore_exceptions: bool = False,
+        progress: bool = False,
     ) -> None:
         inputs = mapping.zip_aio(iterables)
-        async for _ in mapping.run_aio(self, inputs, False, ignore_exceptions):
+        results = mapping.run_aio(self, inputs, False, ignore_exceptions)
+        async for _ in self._shown_aio(results, iterables) if progress else results:
             pass
 
     @verb(_for_each_aio)
-    def for_each(self, *iterables: Iterable[Any], ignore_exceptions: bool = False) -> None:
+    def for_each(
+        self,
+        *iterables: Iterable[Any],
+        ignore_exceptions: bool = False,
+        progress: bool = False,
+    ) -> None:
         """As `map`, for functions whose results do not matter; returns when all are done.
 
         Args:
             ignore_exceptions: go on when a call fails, and do not say so.
+            progress: as of `map`.
 
         Raises:
             Exception: what the first call to fail did, as `FunctionCall.get` would, unless
@@ -329,8 +416,22 @@ class Function:
             ExecutorNotFound, ExecutorClosed, ExecutorGone: there is nobody to run the rest,
                 which is raised in any case.
         """
-        for _ in mapping.run(self, zip(*iterables, strict=False), False, ignore_exceptions):
+        inputs = zip(*iterables, strict=False)
+        results = mapping.run(self, inputs, False, ignore_exceptions)
+        for _ in self._shown(results, iterables) if progress else results:
             pass
+
+    def _shown(self, results: Iterator[Any], iterables: tuple[Any, ...]) -> Iterator[Any]:
+        from .progress import shown
+
+        return shown(results, str(self.address), iterables)
+
+    def _shown_aio(
+        self, results: AsyncIterator[Any], iterables: tuple[Any, ...]
+    ) -> AsyncIterator[Any]:
+        from .progress import shown_aio
+
+        return shown_aio(results, str(self.address), iterables)
 
     # ---- the handle itself ---------------------------------------------------------------
 
@@ -342,30 +443,15 @@ class Function:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The private name of a running app travels with the handle.
-        address = names.Address(names.resolve(self.address.app), self.address.function)
-        options = (self._timeout, self._deadline_ms, self._arrays, self._wait)
-        return _unpickle, (address, self._signature, *options)
+        address = replace(self.address, app=names.resolve(self.address.app))
+        return _unpickle, (address, self._options())
 
     def __repr__(self) -> str:
         return f"<Function '{self.address}'>"
 
 
-def _unpickle(
-    address: names.Address,
-    signature: Signature | None,
-    timeout: float | None,
-    deadline_ms: float | None,
-    arrays: str,
-    wait: str | None,
-) -> Function:
-    return Function(
-        address,
-        signature=signature,
-        timeout=timeout,
-        deadline_ms=deadline_ms,
-        arrays=arrays,
-        wait=wait,
-    )
+def _unpickle(address: names.Address, options: dict[str, Any]) -> Function:
+    return Function(address, **options)
 
 
 def _abandon(connection: Connection, ticket: int) -> None:

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Any
 
+from ..contract.batching import OtherBatching
 from ..contract.signature import Signature
 from ..errors import ExecutorNotFound, HandshakeError, ProtocolError, rebuilt
 from ..protocol import control, descriptors, directory, names
@@ -15,6 +16,7 @@ from ..protocol.layout import VERSION
 from .connection import Connection
 
 ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
+DECORATED = OtherBatching()  # nothing other than what the function is decorated with
 _KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
 
 
@@ -25,12 +27,14 @@ def connect(
     *,
     arrays: str,
     wait: str,
+    batching: OtherBatching = DECORATED,
     answer_s: float = ANSWER_S,
 ) -> Connection:
     """Connect to whoever serves *address*, waiting until *deadline_ns* for somebody to.
 
     Args:
         signature: what the caller believes the function's signature is; None to be told.
+        batching: which of the function's queues.
         answer_s: how long an executor that is there may take to answer, if that is later.
 
     Raises:
@@ -40,7 +44,13 @@ def connect(
     """
     with descriptors.needed(f"connect to '{address}'"):
         return _connect(
-            address, signature, deadline_ns, arrays=arrays, wait=wait, answer_s=answer_s
+            address,
+            signature,
+            deadline_ns,
+            arrays=arrays,
+            wait=wait,
+            batching=batching,
+            answer_s=answer_s,
         )
 
 
@@ -51,9 +61,10 @@ def _connect(
     *,
     arrays: str,
     wait: str,
+    batching: OtherBatching,
     answer_s: float,
 ) -> Connection:
-    app = names.resolve(address.app)
+    app = address.served_as()
     path = directory.socket_path(app)
     attempt = 0
     while True:
@@ -63,7 +74,9 @@ def _connect(
             patience_s = max(remaining_s, answer_s)
             sock.settimeout(patience_s)
             sock.connect(str(path))
-            connection = _greet(address, sock, signature, arrays=arrays, wait=wait)
+            connection = _greet(
+                address, sock, signature, arrays=arrays, wait=wait, batching=batching
+            )
             sock.settimeout(None)
             return connection
         except TimeoutError:
@@ -116,6 +129,7 @@ def _greet(
     *,
     arrays: str,
     wait: str,
+    batching: OtherBatching,
 ) -> Connection:
     uid = control.peer_credentials(sock).uid
     if uid != os.geteuid():
@@ -130,6 +144,8 @@ def _greet(
             "version": VERSION,
             "function": address.function,
             "signature": None if signature is None else signature.to_message(),
+            "max_batch_size": batching.max_batch_size,
+            "wait_ns": batching.wait_ns,
         },
     )
     pidfd = control.peer_pidfd(sock)

@@ -6,15 +6,16 @@ import atexit
 import os
 import threading
 
+from ..contract.batching import OtherBatching
 from ..contract.signature import Signature
 from ..errors import ExecutorNotFound
 from ..protocol import control, names
 from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
 from .connection import Connection
-from .handshake import ANSWER_S, connect
+from .handshake import ANSWER_S, DECORATED, connect
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, str, str, str, OtherBatching]
 
 _mutex = threading.Lock()  # never held for long
 _connections: dict[_Key, Connection] = {}
@@ -28,6 +29,7 @@ def connection_to(
     *,
     arrays: str,
     wait: str | None,
+    batching: OtherBatching = DECORATED,
     answer_s: float = ANSWER_S,
 ) -> Connection:
     """Return this process's live connection, made now if there is none.
@@ -38,7 +40,7 @@ def connection_to(
         as `handshake.connect`.
     """
     mode = wait_mode(wait)
-    key = (names.resolve(address.app), address.function, arrays, mode)
+    key = (address.served_as(), address.function, arrays, mode, batching)
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
     # Who has no time gets some all the same: the other thread may be about to succeed.
@@ -54,7 +56,13 @@ def connection_to(
             if connection is not None and connection.dead:
                 connection.close()
             connection = connect(
-                address, signature, deadline_ns, arrays=arrays, wait=mode, answer_s=answer_s
+                address,
+                signature,
+                deadline_ns,
+                arrays=arrays,
+                wait=mode,
+                batching=batching,
+                answer_s=answer_s,
             )
             with _mutex:
                 _connections[key] = connection
@@ -76,21 +84,30 @@ def _usable(connection: Connection) -> bool:
 
 
 def rebind(app: str) -> None:
-    """Have handles connected to *app* look up anew what that name means.
+    """Have handles of *app*, and of instances of its classes, look up anew what its name means.
 
     Connections stay open for the calls that were made over them.
     """
     with _mutex:
-        connections = [_connections[key] for key in _connections if key[0] == app]
+        connections = list(_connections.values())
     for connection in connections:
         for handle in list(connection.handles):
-            handle.forget(connection)
+            if handle.address.app == app:
+                handle.forget(connection)
 
 
-def forget(app: str) -> None:
-    """Hang up on everything that *app* resolves to in this process."""
+def forget(name: str, *, instances: bool = False) -> None:
+    """Hang up on the executor of that name.
+
+    Args:
+        instances: and on those of instances of its classes.
+    """
     with _mutex:
-        gone = [key for key in _connections if key[0] == app]
+        gone = [
+            key
+            for key in _connections
+            if key[0] == name or (instances and key[0].startswith(f"{name}-"))
+        ]
         closing = [_connections.pop(key) for key in gone]
     for connection in closing:
         connection.close()

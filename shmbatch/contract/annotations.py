@@ -21,8 +21,19 @@ _SUPPORTED = (
 )
 
 
+_PLAIN = (
+    "supported are int, str, np.ndarray, any other type that MessagePack has, and jaxtyping "
+    'arrays of fixed shape, such as Float32[Tensor, "3 224 224"]'
+)
+
+
 def parse_annotation(
-    annotation: object, name: str, where: str, options: ValueOptions = _DEFAULTS
+    annotation: object,
+    name: str,
+    where: str,
+    options: ValueOptions = _DEFAULTS,
+    *,
+    plain: bool = False,
 ) -> Column:
     """Return the column that *annotation* asks for.
 
@@ -33,6 +44,7 @@ def parse_annotation(
         name: of the parameter, or "result".
         where: begins the message of an error, as in ``parameter 'xs' of sums.add``.
         options: of the function; that of its axes which are not here is not looked at.
+        plain: the annotation is of one value, and not of a list or a stack of them.
 
     Raises:
         ConfigError: the annotation is of a form that is not supported.
@@ -47,15 +59,23 @@ def parse_annotation(
     dim_str = getattr(annotation, "dim_str", None)
     is_array = library is not None and isinstance(dim_str, str)
     is_list = annotation in (inspect.Parameter.empty, list) or get_origin(annotation) is list
-    if not is_array and not is_list:
+    if not is_array and not is_list and not plain:
         raise ConfigError(f"{fact}; {_SUPPORTED}")
     if options.pickled:
         return Column(name, "pickle", "", "", (), max_bytes=options.max_bytes)
     if not is_array:
-        return _list_column(annotation, name, fact, options)
+        element = annotation
+        if annotation is inspect.Parameter.empty:
+            element = Any
+        elif not plain:
+            (element,) = get_args(annotation) or (Any,)
+        if plain and element is coercion.tensor_type():
+            raise ConfigError(f"{fact}; {_PLAIN}")
+        return _element_column(element, name, fact, options)
     assert library is not None
     dtype = _sole_dtype(getattr(annotation, "dtypes", None), library, fact)
-    shape, axes = _shape(str(dim_str), fact, dict(options.max_lengths))
+    axes_text = f"batch {dim_str}" if plain else str(dim_str)
+    shape, axes = _shape(axes_text, fact, dict(options.max_lengths))
     try:
         if any(axes):
             padded = options.ragged == "pad"
@@ -65,8 +85,8 @@ def parse_annotation(
         raise ConfigError(f"{fact}, but {fault}; use a smaller shape") from None
 
 
-def _list_column(annotation: object, name: str, fact: str, options: ValueOptions) -> Column:
-    (element,) = get_args(annotation) or (Any,)
+def _element_column(element: Any, name: str, fact: str, options: ValueOptions) -> Column:
+    """Return the column of a parameter whose single values are of type *element*."""
     if element in (int, float, bool):
         kind = cast(Kind, element.__name__)
         return Column(name, kind, "", SCALAR_DTYPES[kind], ())
@@ -126,7 +146,7 @@ def _shape(
         elif axis not in max_lengths:
             raise ConfigError(
                 f"{fact}, whose axis {axis!r} has no maximum; add max_lengths="
-                f'{{"{axis}": ...}} to @batched, or write the axis as an integer'
+                f'{{"{axis}": ...}}, or write the axis as an integer'
             )
         else:
             shape.append(-max_lengths[axis])

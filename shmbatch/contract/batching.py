@@ -21,6 +21,45 @@ class BatchParameters:
     wait_ns: int
 
 
+@dataclass(frozen=True)
+class OtherBatching:
+    """What a handle has chosen instead of what a function is decorated with; None: the same."""
+
+    max_batch_size: int | None = None
+    wait_ns: int | None = None
+
+    def instead_of(self, decorated: BatchParameters, function: str) -> BatchParameters:
+        """Return the parameters of the queue that is meant.
+
+        Args:
+            function: its address, for the message.
+
+        Raises:
+            ConfigError: *max_batch_size* is above the decorated one.
+        """
+        size, wait_ns = self.max_batch_size, self.wait_ns
+        if size is not None and size > decorated.max_batch_size:
+            raise ConfigError(
+                f"with_batching(max_batch_size={size}) of '{function}', which is decorated with "
+                f"max_batch_size={decorated.max_batch_size}; use at most that"
+            )
+        return BatchParameters(
+            decorated.max_batch_size if size is None else size,
+            decorated.wait_ns if wait_ns is None else wait_ns,
+        )
+
+
+def other_batching(max_batch_size: int | None, wait_ms: float | None) -> OtherBatching:
+    """Check what a person wrote, as `batch_parameters` does; None stays None."""
+    checked = batch_parameters(
+        1 if max_batch_size is None else max_batch_size, 0 if wait_ms is None else wait_ms
+    )
+    return OtherBatching(
+        None if max_batch_size is None else checked.max_batch_size,
+        None if wait_ms is None else checked.wait_ns,
+    )
+
+
 def batch_parameters(max_batch_size: int, wait_ms: float) -> BatchParameters:
     """Check what a person wrote; fractions of a millisecond are kept to the nanosecond.
 

@@ -191,22 +191,30 @@ class Column:
 
     @property
     def annotation(self) -> str:
-        """The annotation as a person would write it."""
-        if self.kind == "pickle":
-            return "list"
+        """The annotation as a person would write it, of a list or a stack."""
+        if self.kind in ("array", "ragged"):
+            return self._array_annotation("batch")
+        return f"list[{each}]" if (each := self.plain_annotation) != "object" else "list"
+
+    @property
+    def plain_annotation(self) -> str:
+        """The annotation of a single value; ``object`` where it may be any."""
+        if self.kind in ("array", "ragged"):
+            return self._array_annotation()
         if self.kind == "msgpack":
             from . import schema
 
-            return "list" if self.element == schema.ANY else f"list[{schema.text(self.element)}]"
-        if self.kind not in ("array", "ragged"):
-            return f"list[{'np.ndarray' if self.kind == 'ndarray' else self.kind}]"
+            return "object" if self.element == schema.ANY else schema.text(self.element)
+        return {"pickle": "object", "ndarray": "np.ndarray"}.get(self.kind, self.kind)
+
+    def _array_annotation(self, *batch: str) -> str:
         dtype = self.dtype.capitalize().replace("_", "")
         for prefix in ("UInt", "BFloat"):
             dtype = re.sub(f"^{prefix}", prefix, dtype, flags=re.IGNORECASE)
         array = "Tensor" if self.library == "torch" else "np.ndarray"
         axes = self.axes or ("",) * len(self.shape)
         shown = [axis or str(length) for axis, length in zip(axes, self.shape, strict=True)]
-        return f'{dtype}[{array}, "{" ".join(["batch", *shown])}"]'
+        return f'{dtype}[{array}, "{" ".join([*batch, *shown])}"]'
 
     def differences(self, theirs: Column) -> str:
         """Say in which fields *theirs* differs, as ``max_bytes 10 and 20``."""

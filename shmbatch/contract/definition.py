@@ -1,4 +1,4 @@
-"""What an app knows of one batched function, and an executor needs to serve it."""
+"""What an app knows of one function, and an executor needs to serve it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from .batching import BatchParameters
 from .signature import Signature
 
 DirectDma: TypeAlias = Literal["auto", True, False]
+Hook: TypeAlias = Callable[[Any], Any]  # of an instance; may be async
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceDefinition:
+    """An object of a user's class that an executor makes, and whose methods it serves."""
+
+    name: str  # as a person would write it: "Policy(seed=3)"
+    make: Callable[[], Any]
+    enter: tuple[Hook, ...] = ()  # called before anything is served, in this order
+    exit: tuple[Hook, ...] = ()  # called when nothing is served any more
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A batched function as its decorator describes it."""
+    """A function, or a method of an instance, as its decorator describes it."""
 
-    name: str  # within its app: "batch_add"
+    name: str  # within its app: "batch_add", "Policy.act"
     function: Callable[..., Any]  # takes and returns lists or stacks; may be async
     signature: Signature
     parameters: BatchParameters
@@ -26,6 +37,7 @@ class Definition:
     batch_sizes: tuple[int, ...] | None = None  # those a batch may have; None: any
     cuda_graphs: bool = False  # one is captured for each of batch_sizes
     direct_dma: DirectDma = "auto"  # whether inputs go from slots to the GPU without staging
+    instance: InstanceDefinition | None = None  # whose method it is: `function` takes self first
 
     @property
     def is_async(self) -> bool:

@@ -11,11 +11,11 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import ConfigError, InputTypeError, ProtocolError, SignatureMismatch
+from ..errors import ConfigError, InputError, InputTypeError, ProtocolError, SignatureMismatch
 from .columns import Column
 from .options import ValueOptions
 
@@ -27,17 +27,29 @@ MAX_PARAMETERS = 64  # as many as the core has columns
 _DEFAULTS = ValueOptions()
 
 
+Default: TypeAlias = bool | int | float | str | bytes | None
+
+
 @dataclass(frozen=True)
 class Signature:
-    """The columns of one batched function; equal signatures are interchangeable."""
+    """The columns of one function; equal signatures are interchangeable."""
 
-    parameters: tuple[Column, ...]  # in the order of the definition, at least one
+    parameters: tuple[Column, ...]  # in the order of the definition; at least one, unless plain
     result: Column
+    plain: bool = False  # the function takes single values, and not lists or stacks of them
+    defaults: tuple[tuple[str, Default], ...] = ()  # plain: of the last parameters
 
     def describe(self) -> str:
         """Return the signature as a person would write it."""
-        parameters = ", ".join(f"{column.name}: {column.annotation}" for column in self.parameters)
-        return f"({parameters}) -> {self.result.annotation}"
+        defaults = {name: f" = {value!r}" for name, value in self.defaults}
+        parameters = ", ".join(
+            f"{column.name}: {self._annotation(column)}{defaults.get(column.name, '')}"
+            for column in self.parameters
+        )
+        return f"({parameters}) -> {self._annotation(self.result)}"
+
+    def _annotation(self, column: Column) -> str:
+        return column.plain_annotation if self.plain else column.annotation
 
     def bind(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], function_name: str
@@ -56,23 +68,28 @@ class Signature:
                 function_name, f"takes {_count(len(self.parameters))}, {len(args)} were given"
             )
         names = [column.name for column in self.parameters]
+        defaults = dict(self.defaults)
         for name in kwargs:
             if name not in names:
                 raise self._misfit(function_name, f"got an unexpected argument {name!r}")
             if name in names[: len(args)]:
                 raise self._misfit(function_name, f"got multiple values for argument {name!r}")
-        missing = [name for name in names[len(args) :] if name not in kwargs]
+        missing = [
+            name for name in names[len(args) :] if name not in kwargs and name not in defaults
+        ]
         if missing:
             raise self._misfit(
                 function_name,
                 f"takes {_count(len(names))}, missing {', '.join(map(repr, missing))}",
             )
-        return args + tuple(kwargs[name] for name in names[len(args) :])
+        given = {**defaults, **kwargs}
+        return args + tuple(given[name] for name in names[len(args) :])
 
     def _misfit(self, function_name: str, fact: str) -> InputTypeError:
-        return InputTypeError(
-            f"{function_name}() {fact}; give one value of each list or stack in {self.describe()}"
-        )
+        remedy = f"its signature is {self.describe()}"
+        if not self.plain:
+            remedy = f"give one value of each list or stack in {self.describe()}"
+        return InputTypeError(f"{function_name}() {fact}; {remedy}")
 
     def mismatch(self, theirs: Signature, address: str) -> SignatureMismatch:
         """Return the error of a producer that has *theirs* where the executor has this one."""
@@ -92,6 +109,8 @@ class Signature:
         return {
             "parameters": [column.to_message() for column in self.parameters],
             "result": self.result.to_message(),
+            "plain": self.plain,
+            "defaults": [list(each) for each in self.defaults],
         }
 
     @classmethod
@@ -103,9 +122,11 @@ class Signature:
         """
         if (
             not isinstance(message, dict)
-            or message.keys() != {"parameters", "result"}
+            or message.keys() != {"parameters", "result", "plain", "defaults"}
+            or not isinstance(message["plain"], bool)
             or not isinstance(message["parameters"], list)
-            or not 1 <= len(message["parameters"]) <= MAX_PARAMETERS
+            or not (not message["plain"]) <= len(message["parameters"]) <= MAX_PARAMETERS
+            or (not message["plain"] and message["defaults"] != [])
         ):
             raise ProtocolError(
                 f"a signature arrived as {reprlib.repr(message)}, not with 1 to {MAX_PARAMETERS} "
@@ -119,17 +140,41 @@ class Signature:
                 f"a signature arrived with parameters {reprlib.repr(names)} and result "
                 f"{result.name!r}; parameters have different names, a result is named 'result'"
             )
-        return cls(parameters, result)
+        return cls(
+            parameters, result, message["plain"], _defaults_from(message["defaults"], names)
+        )
+
+
+def _defaults_from(message: object, names: Sequence[str]) -> tuple[tuple[str, Default], ...]:
+    """Return the defaults of the last of *names*; *message* is not trusted."""
+    pairs: list[Any] = message if isinstance(message, list) else [None]
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], Default)
+        for pair in pairs
+    ) or [pair[0] for pair in pairs] != list(names[len(names) - len(pairs) :]):
+        raise ProtocolError(
+            f"a signature arrived with defaults {reprlib.repr(message)} for parameters "
+            f"{reprlib.repr(names)}; use one version of shmbatch in both processes"
+        )
+    return tuple((name, value) for name, value in pairs)
 
 
 def signature_of(
-    function: Callable[..., Any], name: str, options: ValueOptions = _DEFAULTS
+    function: Callable[..., Any],
+    name: str,
+    options: ValueOptions = _DEFAULTS,
+    *,
+    method: bool = False,
+    plain: bool = False,
 ) -> Signature:
-    """Read the signature of a function that is to be batched.
+    """Read the signature of a function that is to be served.
 
     Args:
         name: of the function, begins the message of an error, as in ``sums.batch_add``.
         options: how its values travel where an annotation leaves a choice.
+        method: the first parameter is ``self``, and no part of the signature.
+        plain: the function takes single values, and not lists or stacks of them; it may have
+            no parameters, and defaults.
 
     Raises:
         ConfigError: the function cannot be batched, or an annotation is not supported.
@@ -137,24 +182,62 @@ def signature_of(
     from .annotations import parse_annotation  # for definitions only
 
     _check_kind(function, name)
-    parameters = inspect.signature(function).parameters
-    if not parameters:
+    parameters = dict(inspect.signature(function).parameters)
+    if method:
+        if not parameters:
+            raise ConfigError(f"{name} has no parameters; a method's first one is self")
+        del parameters[next(iter(parameters))]
+    if not parameters and not plain:
         raise ConfigError(f"{name} has no parameters; a batch needs at least 1 list or stack")
     if len(parameters) > MAX_PARAMETERS:
         raise ConfigError(f"{name} has {len(parameters)} parameters; use at most {MAX_PARAMETERS}")
     for parameter in parameters.values():
-        _check_parameter(parameter, name)
+        _check_parameter(parameter, name, plain)
     hints = _hints(function, name)
     empty = inspect.Parameter.empty
     signature = Signature(
         tuple(
-            parse_annotation(hints.get(key, empty), key, f"parameter {key!r} of {name}", options)
+            parse_annotation(
+                hints.get(key, empty), key, f"parameter {key!r} of {name}", options, plain=plain
+            )
             for key in parameters
         ),
-        parse_annotation(hints.get("return", empty), "result", f"result of {name}", options),
+        parse_annotation(
+            hints.get("return", empty), "result", f"result of {name}", options, plain=plain
+        ),
+        plain,
+        tuple(
+            (each.name, each.default)
+            for each in parameters.values()
+            if each.default is not each.empty
+        ),
     )
     _check_options(signature, options, name)
+    _check_defaults(signature, name)
     return signature
+
+
+def _check_defaults(signature: Signature, name: str) -> None:
+    """Refuse a default that a call could not give, or that does not travel in a handshake."""
+    if not signature.defaults:
+        return
+    from .packing import packing  # for definitions only
+
+    columns = {column.name: column for column in signature.parameters}
+    for parameter, value in signature.defaults:
+        where = f"the default of parameter {parameter!r} of {name}"
+        if not isinstance(value, Default):
+            raise ConfigError(
+                f"{where} is a {type(value).__name__}; use None, a bool, a number, str or bytes"
+            )
+        if value != value:
+            raise ConfigError(f"{where} is nan, which equals no other in a handshake; use None")
+        column = columns[parameter]
+        packed = packing(column, where)
+        try:
+            (column.coerce if packed is None else packed.pack)(value, where)
+        except InputError as misfit:
+            raise ConfigError(str(misfit)) from None
 
 
 def _check_options(signature: Signature, options: ValueOptions, name: str) -> None:
@@ -214,7 +297,7 @@ def _check_kind(function: object, name: str) -> None:
         )
 
 
-def _check_parameter(parameter: inspect.Parameter, name: str) -> None:
+def _check_parameter(parameter: inspect.Parameter, name: str, plain: bool) -> None:
     where = f"parameter {parameter.name!r} of {name}"
     if parameter.kind is parameter.VAR_POSITIONAL:
         raise ConfigError(
@@ -226,7 +309,7 @@ def _check_parameter(parameter: inspect.Parameter, name: str) -> None:
         )
     if parameter.kind is parameter.KEYWORD_ONLY:
         raise ConfigError(f"{where} is keyword-only, batches are passed by position; drop the '*'")
-    if parameter.default is not parameter.empty:
+    if parameter.default is not parameter.empty and not plain:
         raise ConfigError(
             f"{where} has a default, but in a batch every call gives a value; drop the default"
         )

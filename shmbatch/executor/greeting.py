@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from ..contract.batching import BatchParameters, other_batching
 from ..contract.signature import Signature
-from ..errors import UnknownFunction, VersionMismatch
+from ..errors import (
+    ConfigError,
+    HandshakeError,
+    ProtocolError,
+    UnknownFunction,
+    VersionMismatch,
+)
 from ..protocol.layout import VERSION
 from ..protocol.snapshot import Snapshot
 from .served import ServedFunction
@@ -16,7 +24,7 @@ from .served import ServedFunction
 def asked_for(
     message: Mapping[str, Any], app: str, functions: Mapping[str, ServedFunction]
 ) -> ServedFunction:
-    """Return the function that an attach message asks for.
+    """Return the function, or that queue of it, which an attach message asks for.
 
     Raises:
         HandshakeError: version, name or signature do not fit.
@@ -40,7 +48,19 @@ def asked_for(
         ours = function.definition.signature
         if theirs != ours:
             raise ours.mismatch(theirs, function.address)
-    return function
+    return function.queue(_batching(message, function))
+
+
+def _batching(message: Mapping[str, Any], function: ServedFunction) -> BatchParameters:
+    wait_ns = message.get("wait_ns")
+    if wait_ns is not None and type(wait_ns) is not int:
+        raise ProtocolError(f"wait_ns arrived as {reprlib.repr(wait_ns)}, which is no int")
+    wait_ms = None if wait_ns is None else wait_ns / 1e6
+    try:
+        other = other_batching(message.get("max_batch_size"), wait_ms)
+        return other.instead_of(function.definition.parameters, function.address)
+    except ConfigError as error:
+        raise HandshakeError(str(error)) from None
 
 
 def welcome(function: ServedFunction, offer: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +102,16 @@ def statistics(
         "state": state,
         "uptime_ns": uptime_ns,
         "functions": {
-            name: function.counts(attached.get(function, 0))
+            _shown(name, each, function): each.counts(attached.get(each, 0))
             for name, function in functions.items()
+            for each in (function, *tuple(function.queues.values()))
         },
     }
+
+
+def _shown(name: str, queue: ServedFunction, function: ServedFunction) -> str:
+    """Return what statistics call a function, or another queue of it."""
+    if queue is function:
+        return name
+    parameters = queue.definition.parameters
+    return f"{name}[{parameters.max_batch_size}, {parameters.wait_ns / 1e6:.12g} ms]"

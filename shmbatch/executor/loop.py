@@ -57,12 +57,14 @@ class Loop:
     """Serves some functions until drained.
 
     Args:
-        functions: in the order in which ties between them are broken.
+        functions: in the order in which ties between them are broken. Others, to which producers
+            attach, come behind them.
         poller: where to wait.
         events: the event loop of async functions, if there are any.
         disconnect: called with a connection whose producer violated the protocol.
         watch: has the poller woken when a landing is over; None where there is no device, or the
             loop is to sleep for it in any case.
+        clock: tells the time, nanoseconds.
     """
 
     def __init__(
@@ -72,13 +74,15 @@ class Loop:
         events: asyncio.AbstractEventLoop | None,
         disconnect: Callable[[Attached], None],
         watch: Callable[[Landing], None] | None = None,
+        clock: Callable[[], int] = now_ns,
     ) -> None:
-        self._functions = functions
+        self.functions = list(functions)
         self._attended: list[ServedFunction] = []  # those with producers, or still in flight
         self._poller = poller
         self._events = events
         self._disconnect = disconnect
         self._watch = watch
+        self._clock = clock
         self._commands: deque[Callable[[], None]] = deque()
         self._connections: dict[ExecutorRing, Attached] = {}
         self._draining = False
@@ -96,6 +100,10 @@ class Loop:
     # ---- commands ------------------------------------------------------------------------
 
     def attach(self, connection: Attached) -> None:
+        if connection.function not in self.functions:
+            self.functions.append(connection.function)
+            if self._draining:
+                connection.function.inbox.seal()
         self._connections[connection.ring] = connection
         connection.function.inbox.attach(connection.ring, connection.since_ns)
         self._attend()
@@ -111,7 +119,7 @@ class Loop:
 
     def _attend(self) -> None:
         """A turn costs as much as there are functions to look at; look at no more than needed."""
-        self._attended = [each for each in self._functions if each.inbox.count or each.flights]
+        self._attended = [each for each in self.functions if each.inbox.count or each.flights]
 
     def drain(self) -> None:
         """Refuse new calls, run those that were published, then end `run`."""
@@ -120,8 +128,8 @@ class Loop:
             self._tell(DRAINING)
             # Once more, and never again: a producer that ignores what it was told must not keep
             # us from coming to an end.
-            for function in self._functions:
-                function.inbox.drain(now_ns())
+            for function in self.functions:
+                function.inbox.drain(self._clock())
                 function.inbox.seal()
 
     def stop(self) -> None:
@@ -141,7 +149,7 @@ class Loop:
                 self._commands.popleft()()
             if self._stopping:
                 break
-            until_ns = self.turn(now_ns())
+            until_ns = self.turn(self._clock())
             if self._events is not None and self._in_flight():
                 seen = poller.wait_in_loop(self._events, seen, until_ns, self._missing)
             elif until_ns == NOW_NS:
@@ -166,6 +174,7 @@ class Loop:
         Where something was done: `NOW_NS` if there may be more, `IDLE_NS` if no call is left.
         """
         chosen: ServedFunction | None = None
+        taking_turns: list[ServedFunction] = []
         until_ns = NEVER_NS
         total = 0
         missing = _MANY
@@ -177,7 +186,7 @@ class Loop:
                 self._wake(function.complete() or ())
                 completed = True
         if completed:
-            at_ns = now_ns()  # a device may have kept us waiting
+            at_ns = self._clock()  # a device may have kept us waiting
         for function in self._attended:
             inbox, batcher = function.inbox, function.batcher
             waiting = inbox.drain(at_ns)
@@ -189,7 +198,9 @@ class Loop:
                 continue
             if waiting:
                 if batcher.reason is not None:
-                    if chosen is None or batcher.due_ns < chosen.batcher.due_ns:
+                    if function.turns is not None:
+                        taking_turns.append(function)
+                    elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
                         chosen = function
                     continue
                 until_ns = min(until_ns, batcher.due_ns)
@@ -202,6 +213,10 @@ class Loop:
                 missing = 1  # the first call starts a clock that we have to see
                 continue
             missing = min(missing, batcher.missing)
+        for function in taking_turns:  # not before all have been looked at
+            earlier = chosen is None or function.batcher.due_ns < chosen.batcher.due_ns
+            if earlier and function.turns is not None and function.turns.admit(function):
+                chosen = function
         self._missing = missing
         launched = chosen.launch(at_ns) if chosen is not None else 0
         for function in self._attended:

@@ -22,11 +22,13 @@ from ..protocol.spinning import wait_mode
 from ..protocol.transport import executor_transport
 from .control import Control
 from .dying import DeviceLost, die
+from .instances import Instances, needs_loop
 from .lander import Lander
 from .loop import Loop
 from .poller import Poller
 from .served import ServedFunction
 from .staging.choosing import devices_for
+from .turns import share_instances
 
 log = logging.getLogger("shmbatch.executor")
 
@@ -43,6 +45,7 @@ def serve(
     ready: Callable[[], None] = lambda: None,
     supervisor_fd: int | None = None,
     file: Path | None = None,
+    called: str | None = None,
     notify: Callable[..., None] = lambda **state: None,
 ) -> None:
     """Serve functions under *name* until told to stop. Call it in the main thread.
@@ -57,6 +60,7 @@ def serve(
         ready: called when producers can attach.
         supervisor_fd: as of `Control`.
         file: where the functions are from, for others to read.
+        called: what messages call the app, where *name* is private.
         notify: tells a service manager; see `notifying.notifier`.
 
     Raises:
@@ -73,18 +77,23 @@ def serve(
         listener = stack.enter_context(_listen(str(lock.socket_path)))
         notify(STATUS=f"loading {file or name}")
         definitions = load()
+        events = None
+        if any(map(needs_loop, definitions)):
+            events = asyncio.new_event_loop()
+            stack.callback(events.close)
+        instances = stack.enter_context(Instances(events))
+        definitions = instances.bound(definitions)
         half = executor_transport(transport)
         stack.callback(half.close)
         poller = Poller(half, mode)
         stack.callback(poller.close)
-        events = None
-        if any(each.is_async for each in definitions):
-            events = asyncio.new_event_loop()
-            stack.callback(events.close)
         functions = [
-            ServedFunction(each, f"{name}.{each.name}", chosen, events, half.max_capacity)
+            ServedFunction(
+                each, f"{called or name}.{each.name}", chosen, events, half.max_capacity
+            )
             for each, chosen in zip(definitions, devices_for(definitions, device), strict=True)
         ]
+        share_instances(functions)
         for function in functions:
             stack.callback(function.close)
             function.warn_of_few_slots()
@@ -93,8 +102,8 @@ def serve(
             log.info(
                 "%s drains: %d calls waiting, %d in flight",
                 name,
-                sum(each.inbox.pending() for each in functions),
-                sum(each.inbox.running for each in functions),
+                sum(each.inbox.pending() for each in loop.functions),
+                sum(each.inbox.running for each in loop.functions),
             )
             lock.note(ownership.DRAINING, file)
             notify(STOPPING=1, STATUS="draining")
@@ -108,7 +117,7 @@ def serve(
 
         def stop(now: bool) -> None:
             if now:
-                lost = sum(each.inbox.pending() + each.inbox.running for each in functions)
+                lost = sum(each.inbox.pending() + each.inbox.running for each in loop.functions)
                 log.warning("%s stops now, %d calls lost", name, lost)
                 abort(0)  # as it was asked to: a service manager is not to start it again
             loop.post(drain)
@@ -151,7 +160,7 @@ def serve(
             loop.run()
         except DeviceLost as lost:
             die(name, lost, hang_up=control.hang_up, notify=notify, end=abort)
-    totals = [snapshot.totals(each.counts(0)) for each in functions]
+    totals = [snapshot.totals(each.counts(0)) for each in loop.functions]
     log.info(
         "%s has stopped: %d calls done, %d of them failed, %d batches",
         name,

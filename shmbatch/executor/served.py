@@ -7,11 +7,14 @@ import logging
 import mmap
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..contract.batching import slot_capacity
+from ..contract.batching import BatchParameters, slot_capacity
 from ..contract.definition import Definition
+from ..contract.sizes import padded_size
 from ..contract.wire import column_nbytes, segment_layout
+from ..errors import HandshakeError
 from ..protocol import layout
 from ..protocol._core import Batch, ExecutorRing, Inbox
 from ..protocol.snapshot import FunctionCounts
@@ -23,6 +26,7 @@ from .runner import AsyncRunner, Run
 from .staging.devices import Device
 from .staging.staging import Staging
 from .statistics import Statistics
+from .turns import Turns
 
 if TYPE_CHECKING:
     from ..protocol._core import Wake
@@ -36,6 +40,8 @@ _DEADLINE = SealReason.DEADLINE
 # What one producer's segment for one function may take, unless slots= says otherwise.
 SEGMENT_LIMIT_NBYTES = 256 << 20
 
+QUEUES_MAX = 16  # of one function, beside its own
+
 
 class ServedFunction:
     """A definition together with everything that runs it.
@@ -43,6 +49,7 @@ class ServedFunction:
     Args:
         address: for messages, ``app.function``.
         loop: makes the event loop that async functions suspend on.
+        queue_of: the function of which this is another queue, with batching of its own.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class ServedFunction:
         device: Device,
         loop: asyncio.AbstractEventLoop | None,
         max_capacity: int,
+        queue_of: ServedFunction | None = None,
     ) -> None:
         signature, parameters = definition.signature, definition.parameters
         self.definition = definition
@@ -63,6 +71,10 @@ class ServedFunction:
         self.statistics = Statistics()
         self.failures = Failures(address)
         self.flights: deque[Run] = deque()  # launched and not completed, oldest first
+        self.is_plain = signature.plain
+        self.turns: Turns | None = None  # with whom it must not run at the same time
+        self.queues: dict[BatchParameters, ServedFunction] = {}  # others of the same function
+        self._loop = loop
         self._max_capacity = max_capacity
         self.capacity = min(
             max_capacity,
@@ -74,14 +86,14 @@ class ServedFunction:
             ),
         )
         self.layout = segment_layout(signature, self.capacity)
-        is_async = definition.is_async
         self._device = device
         self._direct = device.direct(signature, self.layout, definition.direct_dma, address)
+        sizes = definition.batch_sizes
         self._staging = Staging(
             signature,
-            parameters.max_batch_size,
+            parameters.max_batch_size if sizes is None else sizes[-1],
             device,
-            sizes=definition.batch_sizes,
+            sizes=sizes,
             direct=self._direct,
             address=address,
             module=definition.function.__module__,
@@ -91,16 +103,21 @@ class ServedFunction:
         self.fetches = self._staging.fetches  # what the function returns
         self._function: Callable[..., Any] = definition.function
         self._graphs: Graphs | None = None
-        if definition.cuda_graphs:
+        self._runner: AsyncRunner | None = None
+        self.depth = device.depth  # as many batches can be in flight
+        if definition.is_async:
+            assert loop is not None, "async functions need an event loop"
+            self._runner = AsyncRunner(self._function, loop)
+        if definition.is_async or self.is_plain:
+            self.depth = 1
+        if queue_of is not None:
+            self._function, self._graphs = queue_of._function, queue_of._graphs
+        elif definition.cuda_graphs:
             self._graphs = device.graphs(definition.function, signature, address)
             if self._graphs is None:
                 log.warning("%s runs without CUDA graphs: %s has none", address, device.name)
             else:
                 self._function = self._graphs
-        self._runner: AsyncRunner | None = None
-        if is_async:
-            assert loop is not None, "async functions need an event loop"
-            self._runner = AsyncRunner(self._function, loop)
         self._delivery = Delivery(
             address,
             signature.result,
@@ -108,11 +125,55 @@ class ServedFunction:
             self.failures.note,
             definition.function.__module__,
         )
-        # As many as can be in flight; a function with none left cannot launch.
+        # A function with none left cannot launch.
         self.idle = [
             Run(Batch(parameters.max_batch_size, self.statistics.phases))
-            for _ in range(1 if is_async else device.depth)
+            for _ in range(self.depth)
         ]
+
+    def queue(self, parameters: BatchParameters) -> ServedFunction:
+        """Return the queue of this function with these parameters; makes it if need be.
+
+        For the control thread. A new one is `queues`' last, and nobody serves it yet.
+
+        Raises:
+            HandshakeError: there are too many already.
+            ConfigError: the device has no room for it.
+        """
+        if parameters == self.definition.parameters:
+            return self
+        if parameters in self.queues:
+            return self.queues[parameters]
+        if len(self.queues) == QUEUES_MAX:
+            raise HandshakeError(
+                f"'{self.address}' has {QUEUES_MAX} queues beside its own, made by with_batching; "
+                f"use one of those, or restart the executor"
+            )
+        sizes = self.definition.batch_sizes
+        if sizes is not None:
+            largest = padded_size(sizes, parameters.max_batch_size)
+            sizes = (*(size for size in sizes if size < largest), largest)
+        made = ServedFunction(
+            replace(self.definition, parameters=parameters, batch_sizes=sizes),
+            self.address,
+            self._device,
+            self._loop,
+            self._max_capacity,
+            queue_of=self,
+        )
+        if self.turns is None:
+            self.turns = Turns()
+            self.turns.members.append(self)
+        made.turns = self.turns
+        self.turns.members.append(made)
+        self.queues[parameters] = made
+        return made
+
+    def is_due_before(self, other: ServedFunction) -> bool:
+        """Say whether calls of this function became due before those of *other*, or with them."""
+        batcher = self.batcher
+        is_due = batcher.reason is not None and self.inbox.pending() > 0
+        return is_due and batcher.due_ns <= other.batcher.due_ns
 
     def warn_of_few_slots(self) -> None:
         """Log it where a producer gets fewer slots than slots= asks for, or than fill a batch."""
@@ -260,7 +321,9 @@ class ServedFunction:
         self._device.adopt_thread()
 
     def close(self) -> None:
-        """End what the runner still awaits. Idempotent."""
+        """End what the runner still awaits, and those of other queues. Idempotent."""
+        for queue in self.queues.values():
+            queue.close()
         if self._runner is not None:
             self._runner.close()
 

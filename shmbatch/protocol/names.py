@@ -13,6 +13,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 # `run` serves an app under a private name, and tells its children so: "sums=run-1a2b,other=..."
 PRIVATE_NAMES = "SHMBATCH_NAMES"
+RUN = "run-"  # how each of these private names begins
+
+_APP_PART, _CLASS_PART, _DIGEST_NBYTES = 16, 10, 6  # with two hyphens, 40 characters
 
 _mutex = threading.RLock()
 
@@ -45,6 +48,7 @@ class Address:
 
     app: str
     function: str
+    instance: str = ""  # of a class: its parameters, as in "seed=3"; "" if all are the defaults
 
     def __post_init__(self) -> None:
         check_name(self.app, "app name")
@@ -64,8 +68,34 @@ class Address:
             )
         return cls(app, function)
 
+    def served_as(self) -> str:
+        """Return the name that the executor is found by, from this process.
+
+        Raises:
+            ConfigError: as `resolve`.
+        """
+        app = resolve(self.app)
+        if not self.instance:
+            return app
+        return instance_name(app, self.function.partition(".")[0], self.instance)
+
     def __str__(self) -> str:
-        return f"{self.app}.{self.function}"
+        class_name, dot, function = self.function.rpartition(".")
+        instance = f"({self.instance})" if self.instance else ""
+        return f"{self.app}.{class_name}{instance}{dot}{function}"
+
+
+def instance_name(app: str, class_name: str, instance: str) -> str:
+    """Return the name of the executor that serves one instance of a class of *app*.
+
+    Readable as far as 40 characters allow, and with a digest of all of it, so that different
+    instances have different names.
+    """
+    from hashlib import blake2b
+
+    text = "\0".join((app, class_name, instance))
+    digest = blake2b(text.encode(), digest_size=_DIGEST_NBYTES)
+    return f"{app[:_APP_PART]}-{class_name[:_CLASS_PART]}-{digest.hexdigest()}"
 
 
 def resolve(app: str) -> str:
@@ -93,6 +123,13 @@ def withdraw(app: str) -> None:
             _store_private_names(names)
 
 
+def environment(app: str, private: str) -> dict[str, str]:
+    """Return this process's environment, for a child in which *app* means *private*."""
+    with _mutex:
+        private_names = {**_read_private_names(), app: private}
+    return {**os.environ, PRIVATE_NAMES: _written(private_names)}
+
+
 def _read_private_names() -> dict[str, str]:
     names = {}
     for entry in filter(None, os.environ.get(PRIVATE_NAMES, "").split(",")):
@@ -104,6 +141,10 @@ def _read_private_names() -> dict[str, str]:
 
 def _store_private_names(names: dict[str, str]) -> None:
     if names:
-        os.environ[PRIVATE_NAMES] = ",".join(f"{app}={names[app]}" for app in names)
+        os.environ[PRIVATE_NAMES] = _written(names)
     else:
         os.environ.pop(PRIVATE_NAMES, None)
+
+
+def _written(names: dict[str, str]) -> str:
+    return ",".join(f"{app}={names[app]}" for app in names)

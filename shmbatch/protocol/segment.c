@@ -50,7 +50,7 @@ ends_init(ends *self, PyObject *segment, unsigned capacity, Py_ssize_t indices_o
         return -1;
     }
     Py_ssize_t column_count = PyTuple_Size(columns) - 1;
-    if (capacity < 1 || capacity > MAX_CAPACITY || column_count < 1 || column_count > MAX_COLUMNS
+    if (capacity < 1 || capacity > MAX_CAPACITY || column_count < 0 || column_count > MAX_COLUMNS
         || error_nbytes < 0 || error_nbytes > INT32_MAX / (Py_ssize_t)MAX_CAPACITY) {
         PyErr_SetString(PyExc_ValueError, "capacity, columns or error_nbytes out of range");
         return -1;

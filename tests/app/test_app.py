@@ -275,12 +275,28 @@ def test_an_entrypoint_stays_the_function_it_was(app: shmbatch.App) -> None:
     assert main() == "called"
 
 
-def test_an_entrypoint_with_parameters_is_refused(app: shmbatch.App) -> None:
-    for entrypoint in (lambda path: None, len):
+def test_an_entrypoint_whose_parameters_are_no_options_is_refused(app: shmbatch.App) -> None:
+    def many(*paths: str) -> None: ...
+
+    def named(**paths: str) -> None: ...
+
+    def unnamed(path: str, /) -> None: ...
+
+    for entrypoint, shown in (
+        (many, "*paths: 'str'"),
+        (named, "**paths: 'str'"),
+        (unnamed, "path: 'str'"),
+    ):
         with pytest.raises(ConfigError) as caught:
             app.local_entrypoint()(entrypoint)
-        name = entrypoint.__name__
-        assert str(caught.value) == f"entrypoint {name!r} must be a function without parameters"
+        assert str(caught.value) == (
+            f"entrypoint {entrypoint.__name__!r} takes {shown}, which is no option of a command; "
+            f"name each parameter"
+        )
+    with pytest.raises(ConfigError) as caught:
+        app.local_entrypoint()(len)
+    assert str(caught.value) == "entrypoint <built-in function len> must be a function"
+    assert app.entrypoints == {}
 
 
 def test_two_entrypoints_of_one_name_are_refused(app: shmbatch.App) -> None:

@@ -91,6 +91,48 @@ def test_children_that_import_the_file_reach_the_same_private_executor(tmp_path:
     assert (result.stdout, result.stderr) == ("fork True 42\nspawn True 42\n", "")
 
 
+def test_parameters_of_an_entrypoint_are_options_of_the_command(tmp_path: Path) -> None:
+    main = """
+    @app.local_entrypoint()
+    def main(n_steps: int, wait: str = "", loud: bool = False):
+        \"\"\"Train for a while.\"\"\"
+        print([double.remote(x) for x in range(n_steps)], wait, loud)
+    """
+    file = written(tmp_path, "served.py", SERVED, main)
+    result = ran("run", file, "--n-steps", "3", "--loud")
+    assert (result.stdout, result.stderr) == ("[0, 2, 4]  True\n", "")
+    # Our own options are ours, on either side; behind `--` all are the entrypoint's.
+    result = ran("run", "--wait", "park", f"{file}::main", "--n-steps=1", "--", "--wait", "x")
+    assert (result.stdout, result.stderr) == ("[0] x False\n", "")
+    result = ran("run", file, "--", "--help")
+    assert (result.stderr, result.returncode) == ("", 0)
+    assert result.stdout.startswith(f"Usage: shmbatch run {file} -- ")
+    assert "Train for a while." in result.stdout
+    assert "--n-steps INTEGER" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "3"], "No such option '--n'"),
+        (["--n-steps", "3", "b.py"], "unexpected extra argument (b.py)"),
+        (["--n-steps", "three"], "'three' is not a valid integer"),
+        ([], "Missing option '--n-steps'"),
+    ],
+)
+def test_an_option_that_the_entrypoint_does_not_have_is_status_2_and_starts_nothing(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    main = """
+    @app.local_entrypoint()
+    def main(n_steps: int):
+        print("started")
+    """
+    result = ran("run", written(tmp_path, "served.py", SERVED, main), *arguments)
+    assert (result.stdout, result.returncode) == ("", 2)
+    assert message in result.stderr
+
+
 def test_several_entrypoints_are_told_apart_after_two_colons(tmp_path: Path) -> None:
     two = """
     @app.local_entrypoint()
@@ -227,7 +269,6 @@ def test_what_fails_in_the_executor_alone_is_said_once(tmp_path: Path) -> None:
     "arguments",
     [
         ["run"],
-        ["run", "a.py", "b.py"],
         ["run", "a.py", "--transport", "carrier-pigeon"],
         ["run", "a.py", "--wait", "sleep"],
         ["run", "a.py", "--device", "tpu"],

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_an_axis_without_a_greatest_length_is_refused() -> None:
     def f(xs: Float32[np.ndarray, "batch seq 16"]) -> list[int]: ...  # noqa: F722
 
     assert refusal(f).endswith(
-        "whose axis 'seq' has no maximum; add max_lengths={\"seq\": ...} to @batched, "
+        "whose axis 'seq' has no maximum; add max_lengths={\"seq\": ...}, "
         "or write the axis as an integer"
     )
 
@@ -437,6 +438,11 @@ def test_signatures_survive_the_handshake(columns: list[Column]) -> None:
         {"result": None},
         {"result": XS.to_message()},
         {"extra": 1},
+        {"plain": None},
+        {"plain": 0},
+        {"defaults": [["ys", 1]]},  # in a batch every call gives a value
+        {"defaults": None},
+        {"defaults": {}},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -462,3 +468,215 @@ plain_data = st.recursive(
 def test_no_message_does_worse_than_a_protocol_error(message: object) -> None:
     with pytest.raises(ProtocolError):
         Signature.from_message(message)
+
+
+# plain methods
+
+
+class Tuned:
+    """What signatures of plain methods are read from."""
+
+    def refresh(self, scale: float, by: int = 3, name: str | None = None) -> bool:
+        return bool(self and scale and by and name)
+
+    def told(self) -> None: ...
+
+    def anything(self, value, *, loud=False): ...  # type: ignore[no-untyped-def]
+
+    def image(self, image: Float32[np.ndarray, "3 4"]) -> Int64[np.ndarray, ""]: ...  # noqa: F722
+
+    def row(self, row: Float32[np.ndarray, "seq 4"]) -> np.ndarray: ...  # noqa: F722
+
+
+def plain(function: Callable[..., Any], options: ValueOptions | None = None) -> Signature:
+    return signature_of(
+        function, "sums.Tuned.f", options or ValueOptions(), method=True, plain=True
+    )
+
+
+REFRESH = plain(Tuned.refresh)
+
+
+def test_a_plain_method_has_the_columns_of_single_values() -> None:
+    assert [column.kind for column in REFRESH.parameters] == ["float", "int", "msgpack"]
+    assert REFRESH.defaults == (("by", 3), ("name", None))
+    assert REFRESH.describe() == "(scale: float, by: int = 3, name: str | None = None) -> bool"
+    assert plain(Tuned.told).describe() == "() -> None"
+    image = plain(Tuned.image)
+    assert image.describe() == '(image: Float32[np.ndarray, "3 4"]) -> Int64[np.ndarray, ""]'
+    assert (image.parameters[0].shape, image.result.shape) == ((3, 4), ())
+    row = plain(Tuned.row, value_options(100, {"seq": 9}, "list", None))
+    assert row.describe() == '(row: Float32[np.ndarray, "seq 4"]) -> np.ndarray'
+    assert row.parameters[0].shape == (-9, 4)
+
+
+def test_a_plain_method_without_annotations_takes_what_messagepack_has() -> None:
+    def anything(self: Any, value, other=None): ...  # type: ignore[no-untyped-def]
+
+    assert plain(anything).describe() == "(value: object, other: object = None) -> object"
+
+
+def test_what_no_plain_method_can_have_is_refused() -> None:
+    def refused(function: Callable[..., Any]) -> str:
+        with pytest.raises(ConfigError) as caught:
+            plain(function)
+        return str(caught.value)
+
+    def tensor(self: Any, x: Tensor) -> None: ...
+
+    def unknown(self: Any, x: complex) -> None: ...
+
+    def many(self: Any, *xs: int) -> None: ...
+
+    def nothing() -> None: ...
+
+    assert refused(Tuned.anything) == (
+        "parameter 'loud' of sums.Tuned.f is keyword-only, batches are passed by position; "
+        "drop the '*'"
+    )
+    assert "has annotation" in refused(tensor)
+    assert "arrays of fixed shape" in refused(tensor)
+    assert refused(unknown).startswith("parameter 'x' of sums.Tuned.f has annotation complex")
+    assert refused(many).startswith("sums.Tuned.f takes *xs; ")
+    assert refused(nothing) == "sums.Tuned.f has no parameters; a method's first one is self"
+    assert refused(Tuned.row).endswith(
+        "whose axis 'seq' has no maximum; add max_lengths={\"seq\": ...}, "
+        "or write the axis as an integer"
+    )
+
+
+def test_a_default_that_does_not_fit_its_parameter_is_refused_at_once() -> None:
+    def refused(default: object, annotation: object) -> str:
+        def f(self: Any, x: Any = default) -> None: ...
+
+        f.__annotations__["x"] = annotation
+        with pytest.raises(ConfigError) as caught:
+            plain(f, value_options(8, None, "list", None))
+        return str(caught.value)
+
+    where = "the default of parameter 'x' of sums.Tuned.f"
+    assert refused([], list) == f"{where} is a list; use None, a bool, a number, str or bytes"
+    assert refused(2**63, int).startswith(f"{where} ")
+    assert refused(True, int).startswith(f"{where} ")
+    assert refused("123456789", str).startswith(f"{where} ")
+    assert refused(float("nan"), float) == (
+        f"{where} is nan, which equals no other in a handshake; use None"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "bound"),
+    [
+        ((1.0,), {}, (1.0, 3, None)),
+        ((1.0, 2), {}, (1.0, 2, None)),
+        ((1.0,), {"name": "x"}, (1.0, 3, "x")),
+        ((), {"scale": 1.0}, (1.0, 3, None)),
+        ((), {"by": 1, "scale": 1.0, "name": None}, (1.0, 1, None)),
+    ],
+)
+def test_what_is_not_given_has_its_default(
+    args: tuple[Any, ...], kwargs: dict[str, Any], bound: tuple[Any, ...]
+) -> None:
+    assert REFRESH.bind(args, kwargs, "f") == bound
+
+
+def test_what_has_no_default_is_missed_by_name() -> None:
+    with pytest.raises(InputTypeError) as caught:
+        REFRESH.bind((), {"by": 1}, "sums.Tuned.refresh")
+    assert str(caught.value) == (
+        "sums.Tuned.refresh() takes 3 arguments, missing 'scale'; its signature is "
+        "(scale: float, by: int = 3, name: str | None = None) -> bool"
+    )
+    with pytest.raises(InputTypeError, match=r"takes 0 arguments, 1 were given; its signature"):
+        plain(Tuned.told).bind((1,), {}, "f")
+
+
+@given(
+    st.integers(0, 3),
+    st.lists(st.floats(), max_size=4),
+    st.dictionaries(st.sampled_from(["xs", "ys", "zs", "q"]), st.floats()),
+)
+def test_binding_with_defaults_agrees_with_python(
+    defaulted: int, args: list[float], kwargs: dict[str, float]
+) -> None:
+    names = ["xs", "ys", "zs"]
+    columns = tuple(Column(name, "float", "", "float64", ()) for name in names)
+    defaults = tuple((name, name) for name in names[3 - defaulted :])
+    python = inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=dict(defaults).get(name, inspect.Parameter.empty),
+            )
+            for name in names
+        ]
+    )
+    signature = Signature(columns, RESULT, True, defaults)
+    try:
+        bound = python.bind(*args, **kwargs)
+    except TypeError:
+        with pytest.raises(InputTypeError):
+            signature.bind(tuple(args), kwargs, "sums.f")
+    else:
+        bound.apply_defaults()
+        assert signature.bind(tuple(args), kwargs, "sums.f") == bound.args
+
+
+@pytest.mark.parametrize(
+    "each", [REFRESH, plain(Tuned.told), plain(Tuned.image), Signature((XS,), RESULT)]
+)
+def test_plain_signatures_survive_the_handshake_too(each: Signature) -> None:
+    message = msgspec.msgpack.decode(msgspec.msgpack.encode(each.to_message()))
+    assert Signature.from_message(message) == each
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plain": False},  # and with defaults
+        {"plain": 1},
+        {"defaults": None},
+        {"defaults": {"by": 3}},
+        {"defaults": [["by", 3]]},  # not of the last
+        {"defaults": [["name", None], ["by", 3]]},
+        {"defaults": [["by", 3], ["name", None], ["more", 1]]},
+        {"defaults": [["scale", 1.0], ["by", 3], ["name", None], ["name", None]]},
+        {"defaults": [["by", [3]], ["name", None]]},
+        {"defaults": [["by"], ["name", None]]},
+        {"defaults": ["by", "name"]},
+        {"defaults": [[["by"], 3], ["name", None]]},
+    ],
+    ids=lambda change: str(change)[:60],
+)
+def test_malformed_defaults_from_a_peer_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match=r"^a signature arrived "):
+        Signature.from_message(REFRESH.to_message() | change)
+
+
+def test_other_defaults_are_another_signature() -> None:
+    other = Signature(REFRESH.parameters, REFRESH.result, True, (("by", 4), ("name", None)))
+    assert str(REFRESH.mismatch(other, "sums.Tuned.refresh")) == (
+        "'sums.Tuned.refresh' is (scale: float, by: int = 3, name: str | None = None) -> bool in "
+        "the executor and (scale: float, by: int = 4, name: str | None = None) -> bool in this "
+        "producer; restart the one with the older file"
+    )
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "parameters": st.just([XS.to_message()]),
+            "result": st.just(RESULT.to_message()),
+            "plain": plain_data,
+            "defaults": plain_data,
+        }
+    )
+)
+def test_no_defaults_do_worse_than_a_protocol_error(message: dict[str, Any]) -> None:
+    try:
+        read = Signature.from_message(message)
+    except ProtocolError:
+        return
+    assert read.plain is message["plain"]
+    assert [list(each) for each in read.defaults] == message["defaults"]

@@ -35,6 +35,8 @@ import shmbatch.protocol
 shmbatch.protocol._core = core
 import pytest
 options = ["-q", "-x", "-s", "--noconftest", "-p", "no:cacheprovider"]
+# The package's own pytest plugin would have its modules rewritten, and they are imported already.
+options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
 sys.exit(pytest.main([*options, *sys.argv[2:]]))
 """
 

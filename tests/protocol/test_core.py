@@ -1575,7 +1575,6 @@ INT = (0, WHERE.columns[0], 8, int, "", (), None)
         {"error_nbytes": 16_384},
         {"error_nbytes": sys.maxsize},
         {"columns": ()},
-        {"columns": (INT,)},  # a result and no parameter
         {"columns": (INT,) * (MAX_COLUMNS + 2)},
         {"columns": [INT, INT]},
         {"columns": (INT, None)},

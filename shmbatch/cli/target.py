@@ -1,0 +1,84 @@
+"""What ``shmbatch start`` is to serve: an app of a file, or one instance of a class of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import LoadError
+
+if TYPE_CHECKING:
+    from ..app.app import App
+    from ..contract.definition import Definition
+
+
+@dataclass(frozen=True)
+class Target:
+    """``FILE`` or ``FILE::CLASS``, with ``--app`` and ``--param``."""
+
+    file: Path
+    app: str | None
+    user_class: str | None
+    params: tuple[str, ...]  # each as "name=value"
+
+    @classmethod
+    def parse(cls, text: str, app: str | None, params: Sequence[str]) -> Target:
+        """Read what stands on the command line.
+
+        Raises:
+            click.UsageError: there are parameters, and no class that they are of.
+        """
+        file, colons, user_class = text.partition("::")
+        if params and not colons:
+            raise click.UsageError(f"--param goes with a class, as in {file}::CLASS")
+        return cls(Path(file), app, user_class if colons else None, tuple(params))
+
+    def load(self, served: str | None, *, under_run: bool = False) -> tuple[str, list[Definition]]:
+        """Import the file; return the name that producers look for, and what there is to serve.
+
+        Args:
+            served: the name that it is to be served under instead, if there is one.
+            under_run: there may be nothing to serve but instances with executors of their own,
+                which are started on first use.
+
+        Raises:
+            LoadError: the file does not load, or lacks the app, the class or functions.
+            ConfigError: a parameter is wrong.
+        """
+        from ..app.load import load_file
+
+        app = self._find_app(load_file(self.file), served)
+        if self.user_class is None:
+            if not app.definitions and app.classes and not under_run:
+                one = next(iter(app.classes.values()))
+                raise LoadError(
+                    f"class {one.name} of app {app.name!r} needs parameters "
+                    f"({', '.join(one.parameters)}); serve one instance with "
+                    f"`shmbatch start {self.file}::{one.name} --param ...`"
+                )
+            if not app.definitions and not app.classes:
+                raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
+            return app.name, list(app.definitions.values())
+        if self.user_class not in app.classes:
+            known = ", ".join(map(repr, app.classes)) or "none"
+            raise LoadError(f"app {app.name!r} has no class {self.user_class!r}; it has {known}")
+        chosen = app.classes[self.user_class]
+        values = chosen.read(self.params)
+        definitions = chosen.definitions(values)
+        return chosen.address(values, next(iter(chosen.members))).served_as(), definitions
+
+    def _find_app(self, module: ModuleType, served: str | None) -> App:
+        """Return the app that was asked for, else that called as served, else the only one."""
+        from ..app.load import find_app
+
+        if self.app is None and served is not None:
+            try:
+                return find_app(module, served)
+            except LoadError:
+                pass
+        return find_app(module, self.app)

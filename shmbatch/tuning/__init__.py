@@ -1,0 +1,1 @@
+"""How `shmbatch tune` chooses batching parameters: it measures, proposes, expects and checks."""
