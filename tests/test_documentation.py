@@ -485,6 +485,7 @@ def test_actors_in_step_see_new_weights_at_the_same_step() -> None:
     ]
 
 
+@pytest.mark.slow  # as long as the model takes to load, several times
 def test_sentences_are_embedded_for_four_processes_in_batches() -> None:
     result = ran("run", ROOT / "docs" / "examples" / "embed.py")
     assert (result.stderr, result.returncode) == ("", 0)

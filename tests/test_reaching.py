@@ -69,6 +69,7 @@ OVER_ONE = {
 
 
 @pytest.mark.no_transport
+@pytest.mark.slow  # it collects all tests
 def test_no_file_falls_out_of_running_over_both_transports() -> None:
     collected = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests"],

@@ -131,7 +131,7 @@ class OnFirstUse:
             as *connect* where the app does not run, else as `when_served`.
         """
         private = names.resolve(address.app)
-        if private == self.app:
+        if not private.startswith(names.RUN):
             return connect()  # to whoever has called `shmbatch start FILE::Class`
         name = address.served_as()
         deadline = None if not timeout else deadline_ns(timeout)  # it takes a second at least

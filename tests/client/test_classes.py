@@ -280,16 +280,9 @@ print(instance.act.remote(1), instance.told.remote()[0], flush=True)
 sys.stdin.readline()
 """
 
-SPAWNED = """
-import multiprocessing, classes
-
-def child(pipe):
-    pipe.send(classes.Policy(seed=4).told.remote()[0])
-
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    import sys
-    print(classes.Policy(seed=4).told.remote()[0], flush=True)
+IMPORTS = """
+import classes
+print(classes.Policy(seed=4).told.remote()[0], flush=True)
 """
 
 
@@ -300,7 +293,7 @@ def test_a_pickled_instance_reaches_and_starts_it_where_nothing_else_is_known() 
         result, pid = program.line().split()
         assert result == "5"
         assert Policy(seed=4).told.remote()[0] == int(pid)
-        with Program(SPAWNED) as child:  # it has the run's names from its environment
+        with Program(IMPORTS) as child:  # it has the run's names from its environment
             assert child.line() == pid
         program.tell()
         assert program.wait() == 0
@@ -359,7 +352,6 @@ def test_an_instance_does_not_outlive_a_run_that_was_killed(killed: str) -> None
         if killed == "executor":
             program.tell()
             assert program.wait() == 0
-    shmbatch.protocol.ownership.sweep()  # type: ignore[attr-defined]
 
 
 @pytest.mark.no_transport

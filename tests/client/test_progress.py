@@ -13,6 +13,7 @@ import pytest
 import shmbatch
 from shmbatch.client import progress
 from shmbatch.errors import ConfigError
+from shmbatch.protocol.names import Address
 from tests import processes
 from tests.processes import Served
 
@@ -163,9 +164,7 @@ def test_where_rich_is_missing_one_sentence_says_what_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich", None)
-    function = shmbatch.client.function.Function(  # type: ignore[attr-defined]
-        shmbatch.protocol.names.Address("nobody", "f")  # type: ignore[attr-defined]
-    )
+    function = shmbatch.Function(Address("nobody", "f"))
     for call in (
         lambda: function.map([1], progress=True),
         lambda: function.starmap([(1,)], progress=True),

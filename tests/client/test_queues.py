@@ -67,15 +67,15 @@ def test_the_decorated_parameters_are_the_functions_own_queue(executor: Served) 
 
 
 def test_statistics_name_each_queue(executor: Served) -> None:
-    one = queues.counted.with_batching(max_batch_size=3, wait_ms=0.25)
+    one = queues.counted.with_batching(max_batch_size=3, wait_ms=1.25)
     # As close as two can be: a nanosecond apart.
-    other = queues.counted.with_batching(max_batch_size=3, wait_ms=0.250001)
+    other = queues.counted.with_batching(max_batch_size=3, wait_ms=1.250001)
     for handle, times in ((one, 2), (other, 3), (queues.counted, 4)):
         for x in range(times):
             handle.remote(x)
     told = shmbatch.statistics("queues")["functions"]
     done = {name: told[name]["calls_done"] for name in told if name.startswith("counted")}
-    assert done == {"counted": 4, "counted[3, 0.25 ms]": 2, "counted[3, 0.250001 ms]": 3}
+    assert done == {"counted": 4, "counted[3, 1.25 ms]": 2, "counted[3, 1.250001 ms]": 3}
 
 
 def test_one_that_is_larger_than_decorated_is_refused_here_or_there(executor: Served) -> None:

@@ -102,6 +102,9 @@ def run(core: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+pytestmark = pytest.mark.slow  # an interpreter under a sanitizer is
+
+
 @pytest.mark.timeout(2 * WATCHDOG_SECONDS)
 def test_the_core_passes_its_tests_under_the_sanitizers(tmp_path: Path) -> None:
     """All but those that count what Python allocated, or let threads fight for the GIL."""
