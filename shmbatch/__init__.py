@@ -11,10 +11,11 @@ from . import errors
 
 if TYPE_CHECKING:
     from .app.app import App
-    from .app.classes import enter, exit, method, parameter  # noqa: A004 - Modal's names
     from .app.decorators import batched
     from .app.endpoints import asgi_app, fastapi_endpoint, web_endpoint
     from .app.ensuring import ensure
+    from .app.members import enter, exit, method  # noqa: A004 - Modal's names
+    from .app.parameters import parameter
     from .client.asking import statistics
     from .client.call import FunctionCall
     from .client.connecting import connect
@@ -51,11 +52,11 @@ _HOMES = {
     "batched": "app.decorators",
     "connect": "client.connecting",
     "ensure": "app.ensuring",
-    "enter": "app.classes",
-    "exit": "app.classes",
+    "enter": "app.members",
+    "exit": "app.members",
     "fastapi_endpoint": "app.endpoints",
-    "method": "app.classes",
-    "parameter": "app.classes",
+    "method": "app.members",
+    "parameter": "app.parameters",
     "statistics": "client.asking",
     "stop": "client.stopping",
     "web_endpoint": "app.endpoints",

@@ -86,7 +86,7 @@ HOMES = {
     "pickle": {"contract.pickling"},  # for codec="pickle" alone, imported where that is asked for
     "multiprocessing": set[str](),
     "threading": {
-        "app.classes",  # one object for `.local`, whoever calls first
+        "app.instance",  # one object for `.local`, whoever calls first
         "client.connection",
         "client.listener",
         "client.pool",

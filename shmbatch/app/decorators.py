@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from ..contract.batching import BatchParameters, batch_parameters, slot_capacity
@@ -15,32 +14,7 @@ from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
 from ..contract.signature import Signature
 from ..contract.sizes import allowed_sizes
 from ..errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Member:
-    """What is served of a class: in the executor, where its objects are, an ordinary method."""
-
-    function: Callable[..., Any]
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else _Bound(self.function, instance)
-
-
-class _Bound(partial[Any]):
-    """A served method of an object in this process; called as it is, also by ``.local``."""
-
-    @property
-    def local(self) -> Callable[..., Any]:
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("remote", "spawn", "map", "starmap", "for_each"):
-            raise ConfigError(
-                f"{self.func.__qualname__} is called inside its own executor, which would wait "
-                f"for itself; call it as it is"
-            )
-        raise AttributeError(f"{self.func.__qualname__} has no attribute {name!r}")
+from .members import Member
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import shmbatch
-from shmbatch.app.classes import MAX_NBYTES, Class
+from shmbatch.app.classes import Class
+from shmbatch.app.parameters import MAX_NBYTES
 from shmbatch.errors import ConfigError
 from shmbatch.protocol.names import NAME_PATTERN, Address, advertise, withdraw
 
