@@ -150,3 +150,8 @@ def third(xs: list[int]) -> list[bool]:
 @small(batch_sizes=(1, 4))
 def by_rows(xs: Float32[np.ndarray, "batch 2"]) -> Float32[np.ndarray, "batch 2"]:
     return xs / np.float32(len(xs))
+
+
+def called(function: Any) -> str:
+    """The name of a test's parameter, the same in every process."""
+    return str(function.address) if hasattr(function, "address") else function.function.__name__

@@ -20,6 +20,7 @@ from shmbatch.testing.simulation import Simulation
 from tests.testing.functions import (
     Counter,
     backwards,
+    called,
     counting,
     hiccup_once,
     in_step,
@@ -34,7 +35,7 @@ from tests.testing.functions import (
 
 
 @pytest.mark.parametrize(
-    "function", [scaled, in_step, summed, refuses, Counter(start=2).above], ids=repr
+    "function", [scaled, in_step, summed, refuses, Counter(start=2).above], ids=called
 )
 def test_a_function_that_is_right_passes(function: Any) -> None:
     check_batching(function, max_examples=25)

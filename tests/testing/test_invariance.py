@@ -14,6 +14,7 @@ from shmbatch.testing.comparing import difference, shown
 from tests.testing.functions import (
     Counter,
     by_rows,
+    called,
     counting,
     normalised,
     padded_mean,
@@ -27,7 +28,7 @@ from tests.testing.functions import (
 )
 
 
-@pytest.mark.parametrize("function", [scaled, summed, refuses, Counter().above], ids=repr)
+@pytest.mark.parametrize("function", [scaled, summed, refuses, Counter().above], ids=called)
 def test_a_function_of_single_inputs_passes(function: Any) -> None:
     check_batch_invariance(function, max_examples=30)
 
