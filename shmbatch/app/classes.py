@@ -17,7 +17,7 @@ from ..contract.definition import Definition, Hook, InstanceDefinition
 from ..contract.gpu import check_graphs
 from ..contract.signature import Signature, signature_of, source_file
 from ..errors import ConfigError
-from ..protocol.names import Address, check_name
+from ..protocol.names import MOST_SHOWN, Address, check_name
 from .decorators import Batched
 from .instance import Instance
 from .members import LifeCycle, Member, Method
@@ -47,7 +47,7 @@ class Class:
             elif isinstance(found, LifeCycle):
                 self._hooks[found.when] += (found.function,)
         self.parameters = parameters_of(attributes, user_class)
-        self._instances: dict[Values, Instance] = {}
+        self._instances: dict[str, Instance] = {}
         where = f"{app.name}.{self.name}"
         if not self.members:
             raise ConfigError(
@@ -77,7 +77,7 @@ class Class:
             )
         values = self.values(given)
         # As threads do it at the same time, too: there is one object for `local`.
-        return self._instances.setdefault(values, Instance(self, values))
+        return self._instances.setdefault(shown(values), Instance(self, values))
 
     def values(self, given: Mapping[str, Any]) -> Values:
         """Return the values of all parameters: the ones *given*, and defaults.
@@ -103,6 +103,8 @@ class Class:
             name, equals, value = text.partition("=")
             if not equals:
                 raise ConfigError(f"--param {text[:100]!r} has no value; write --param name=value")
+            if name in given:
+                raise ConfigError(f"--param {name} is given twice; give one value")
             known = self.parameters.get(name, Parameter(REQUIRED, name, str))
             given[name] = known.read(value, f"parameter {name!r} of {self.name}")
         return self.values(given)
@@ -110,13 +112,14 @@ class Class:
     def address(self, values: Values, name: str) -> Address:
         """Return where a method of the instance with these values is served."""
         defaults = tuple((name, each.default) for name, each in self.parameters.items())
-        instance = "" if values == defaults else shown(values)
+        # As written, not as compared: 0.0 equals -0.0, and NaN nothing.
+        instance = "" if shown(values) == shown(defaults) else shown(values)
         return Address(self.app.name, f"{self.name}.{name}", instance)
 
     def definitions(self, values: Values) -> list[Definition]:
         """Return what an executor of the instance with these values serves."""
         instance = InstanceDefinition(
-            f"{self.name}({shown(values)})",
+            f"{self.name}({shown(values):.{MOST_SHOWN}})",
             lambda: self.made(values),
             self._hooks["enter"],
             self._hooks["exit"],

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..client.function import Function
+from ..protocol.names import MOST_SHOWN
 from .parameters import Values, shown
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Instance:
         return _RemoteInstance, (repr(self), handles, dict(self._values))
 
     def __repr__(self) -> str:
-        return f"<{self._of.app.name}.{self._of.name}({shown(self._values)})>"
+        return f"<{self._of.app.name}.{self._of.name}({shown(self._values):.{MOST_SHOWN}})>"
 
 
 class _RemoteInstance:

@@ -85,7 +85,8 @@ def parameters_of(attributes: Mapping[str, Any], user_class: type) -> dict[str, 
         attributes: what it and those that it inherits from define.
 
     Raises:
-        ConfigError: an annotation is missing or not supported, or a default does not fit it.
+        ConfigError: a name is private, an annotation is missing or not supported, or a default
+            does not fit it.
     """
     found = {name: each for name, each in attributes.items() if isinstance(each, Parameter)}
     if not found:
@@ -100,6 +101,8 @@ def parameters_of(attributes: Mapping[str, Any], user_class: type) -> dict[str, 
     parameters = {}
     for name, each in found.items():
         where = f"parameter {name!r} of {user_class.__name__}"
+        if name.startswith("_"):
+            raise ConfigError(f"{where} begins with an underscore; what is told is public")
         kind = hints.get(name)
         if kind not in _TYPES:
             names = ", ".join(allowed.__name__ for allowed in _TYPES)

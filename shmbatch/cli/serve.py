@@ -41,6 +41,14 @@ from . import options
     metavar="N",
     help="Most requests in progress in a worker; it answers one more with 503.",
 )
+@click.option(
+    "--grace",
+    type=options.Number(2),  # idle connections have one of these
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long accepted requests have to finish at a stop or reload, before they are cut off.",
+)
 @options.transport
 @options.device
 @click.option(
@@ -57,6 +65,7 @@ def command(
     port: int,
     workers: int,
     limit: int,
+    grace: float,
     transport: str | None,
     device: str | None,
     wait: str | None,
@@ -75,7 +84,9 @@ def command(
     device = device_name(device)
     if name is not None:
         directory.socket_path(name)  # says what is wrong with it
-    settings = Settings(resolved(file), app_name, name, workers, limit, transport, device, wait)
+    settings = Settings(
+        resolved(file), app_name, name, workers, limit, grace, transport, device, wait
+    )
     with listen(host, port) as listener:
         status = supervise(settings, listener)
     sys.exit(status)

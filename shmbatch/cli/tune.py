@@ -178,7 +178,7 @@ def _prose(report: Report) -> Iterator[str]:
     yield ""
     for at in report.too_late():
         late = f"{_figure(at.late_ms)} ms late"
-        yield f"At {at.rate:,.0f} calls/s half of the calls were made {late}: this machine"
+        yield f"At {at.calls_per_s} calls/s half of the calls were made {late}: this machine"
         yield "cannot make so many, and serve them too."
     yield f"The throughput is that of {report.outstanding} calls outstanding at once."
     size, wait_ms = parameters.max_batch_size, parameters.wait_ms

@@ -92,15 +92,22 @@ def _connect(
         ):
             sock.close()
             if remaining_s <= 0:
-                raise ExecutorNotFound(
-                    f"no executor serves {app!r}; start one with `shmbatch start FILE`, or wait "
-                    f"for it with shmbatch.connect('{address}', timeout=...)"
-                ) from None
+                raise ExecutorNotFound(f"no executor serves {app!r}; {_remedy(address)}") from None
             time.sleep(min(_KNOCK_S[min(attempt, len(_KNOCK_S) - 1)], remaining_s))
             attempt += 1
         except BaseException:
             sock.close()
             raise
+
+
+def _remedy(address: names.Address) -> str:
+    if address.instance:  # which `connect` cannot name
+        user_class = address.function.partition(".")[0]
+        return f"start one with `shmbatch start FILE::{user_class} --param NAME=VALUE`"
+    return (
+        f"start one with `shmbatch start FILE`, or wait for it with "
+        f"shmbatch.connect('{address}', timeout=...)"
+    )
 
 
 def unserved(app: str) -> ExecutorNotFound:

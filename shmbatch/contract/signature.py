@@ -308,7 +308,7 @@ def _check_parameter(parameter: inspect.Parameter, name: str, plain: bool) -> No
             f"{name} takes **{parameter.name}; name each parameter, one column stands for one"
         )
     if parameter.kind is parameter.KEYWORD_ONLY:
-        raise ConfigError(f"{where} is keyword-only, batches are passed by position; drop the '*'")
+        raise ConfigError(f"{where} is keyword-only, values are passed by position; drop the '*'")
     if parameter.default is not parameter.empty and not plain:
         raise ConfigError(
             f"{where} has a default, but in a batch every call gives a value; drop the default"

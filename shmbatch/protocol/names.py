@@ -15,6 +15,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 PRIVATE_NAMES = "SHMBATCH_NAMES"
 RUN = "run-"  # how each of these private names begins
 
+MOST_SHOWN = 200  # characters, of what says which instance of a class is meant, in messages
+
 _APP_PART, _CLASS_PART, _DIGEST_NBYTES = 16, 10, 6  # with two hyphens, 40 characters
 
 _mutex = threading.RLock()
@@ -81,7 +83,7 @@ class Address:
 
     def __str__(self) -> str:
         class_name, dot, function = self.function.rpartition(".")
-        instance = f"({self.instance})" if self.instance else ""
+        instance = f"({self.instance:.{MOST_SHOWN}})" if self.instance else ""
         return f"{self.app}.{class_name}{instance}{dot}{function}"
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from ..app.extras import needed
 from ..errors import BatchResultError, RingFull
+from .alone import Alone, outcome_of
 from .comparing import CLOSE, Tolerance, call_shown, difference, shown, tolerance_of
-from .composing import composed
-from .drawing import Bounds, Strategy
+from .drawing import Strategy
 from .invariants import Contract, broken
 from .producer import Call
 from .records import milliseconds
 from .searching import search
 from .simulation import Simulation
-from .strategies import inputs_of
+from .strategies import given_inputs
 from .targets import Meant, Target, sole_meant
 
 _MOVES_MAX = 12
@@ -49,18 +49,21 @@ def check_batching(
         device: as of `Simulation`.
 
     Raises:
-        AssertionError: a promise is broken; names it, and tells the shortest history found.
+        AssertionError: a promise is broken; names it, and tells the shortest history found. Or
+            no input has a result by itself.
         ConfigError: an argument is wrong, or hypothesis is not installed.
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and the message
     st = needed("testing", "hypothesis.strategies")
     close = tolerance_of(tolerance)
     with sole_meant(target) as meant, quiet():
-        given = inputs_of(meant, {}, {}, Bounds()) if inputs is None else inputs
-        check = _Check(meant, close, device)
+        given = given_inputs(meant, inputs)
+        alone = Alone(meant, device)
+        check = _Check(meant, close, device, alone)
         spins_ns = st.sampled_from([0, meant.definition.parameters.wait_ns // 2])
         histories = st.tuples(_moves(st, given, meant), _durations(st, meant), spins_ns)
         search(check, histories, max_examples=max_examples, seed=seed)
+        alone.check_results()
 
 
 @contextmanager
@@ -100,10 +103,11 @@ def _durations(st: Any, meant: Meant) -> Strategy:
 class _Check:
     """Plays a history, and raises what it breaks."""
 
-    def __init__(self, meant: Meant, tolerance: Tolerance, device: str) -> None:
+    def __init__(self, meant: Meant, tolerance: Tolerance, device: str, alone: Alone) -> None:
         self._meant = meant
         self._tolerance = tolerance
         self._device = device
+        self._alone = alone
 
     def __call__(self, history: Any) -> None:
         moves, durations_ns, spin_ns = history
@@ -168,7 +172,7 @@ class _Check:
                 error = call.error()
                 if isinstance(error, BatchResultError):
                     broken("I2", f"batch {number} of {len(calls)} calls: {error}")
-            alone = {call.number: self._alone(call.values) for call in calls}
+            alone = {call.number: self._alone.outcome(call.values) for call in calls}
             for call in kept:
                 self._check_outcome(simulation, call, calls, alone, number)
 
@@ -199,7 +203,7 @@ class _Check:
         for mate in mates:
             if difference(found, alone[mate.number], self._tolerance) is None:
                 broken("I3", f"{said}; it is what call {mate.number} gets")
-        again = self._alone(call.values)
+        again = self._alone.outcome(call.values)
         if difference(again, expected, self._tolerance) is not None:
             broken(
                 "I3",
@@ -207,10 +211,6 @@ class _Check:
                 "or is random",
             )
         broken("I3", f"{said} ({fact})")
-
-    def _alone(self, values: tuple[Any, ...]) -> Any:
-        """Return the outcome of an input in a batch of one."""
-        return outcome_of(composed(self._meant, [values], device=self._device).calls[0])
 
     def _trace(self, simulation: Simulation, told: list[tuple[float, str]]) -> str:
         """Tell the history, a line for each thing that happened."""
@@ -227,12 +227,6 @@ class _Check:
         lines.sort(key=lambda line: line[:2])
         width = max((len(milliseconds(at)) for at, _, _ in lines), default=0)
         return "\n".join(f"  {milliseconds(at):>{width}}  {text}" for at, _, text in lines)
-
-
-def outcome_of(call: Call) -> Any:
-    """Return the result of a call, or its error."""
-    error = call.error()
-    return call.get() if error is None else error
 
 
 def _bound(action: Callable[..., object], *arguments: Any) -> Callable[[], object]:

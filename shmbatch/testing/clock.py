@@ -5,10 +5,29 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from itertools import count
+from numbers import Real
 
+from ..contract.checking import shown
+from ..errors import ConfigError
 from ..executor.batcher import NEVER_NS
 
 START_NS = 1_000_000_000_000  # a while after zero, so that nothing is due before there was time
+
+_SECONDS_MAX = 1e9  # thirty years, in nanoseconds well below NEVER_NS
+
+
+def nanoseconds(name: str, seconds: object) -> int:
+    """Return virtual seconds that a person wrote, in nanoseconds.
+
+    Raises:
+        ConfigError: they are no number, or not from 0 to 1e9.
+    """
+    number = float(seconds) if isinstance(seconds, Real) else -1.0
+    if not 0 <= number <= _SECONDS_MAX:
+        raise ConfigError(
+            f"{name} is {shown(seconds)}; use virtual seconds from 0 to {_SECONDS_MAX:g}"
+        )
+    return round(number * 1e9)
 
 
 class VirtualClock:

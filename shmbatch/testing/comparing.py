@@ -77,10 +77,10 @@ def shown(value: Any) -> str:
     if isinstance(value, BaseException):
         text = f"{type(value).__name__}({value})"
     elif isinstance(value, tensor_type()) and str(value.layout) == "torch.strided":
-        text = f"tensor({value.tolist()}, dtype={str(value.dtype).removeprefix('torch.')})"
+        dtype = str(value.dtype).removeprefix("torch.")
+        text = _array_shown("tensor", _as_numpy(value), dtype)
     elif isinstance(value, np.ndarray):
-        listed = np.array2string(value, separator=", ", threshold=20, floatmode="unique")
-        text = f"array({listed}, dtype={value.dtype}{_emptiness(value)})"
+        text = _array_shown("array", value, str(value.dtype))
     else:
         text = repr(value)
     text = " ".join(text.split())
@@ -92,8 +92,10 @@ def call_shown(name: str, values: tuple[Any, ...]) -> str:
     return f"{name}({', '.join(map(shown, values))})"
 
 
-def _emptiness(array: np.ndarray[Any, Any]) -> str:
-    return "" if array.size else f", shape={array.shape}"
+def _array_shown(kind: str, array: np.ndarray[Any, Any], dtype: str) -> str:
+    listed = np.array2string(array, separator=", ", threshold=20, floatmode="unique")
+    emptiness = "" if array.size else f", shape={array.shape}"
+    return f"{kind}({listed}, dtype={dtype}{emptiness})"
 
 
 def _both(found: Any, expected: Any) -> str:

@@ -71,12 +71,7 @@ def composed(
     """Do as `run_batch`."""
     most = meant.definition.parameters.max_batch_size
     at = range(len(calls)) if at is None else at
-    rows = _rows(calls, at, fill, meant.address)
-    if not 1 <= len(rows) <= most:
-        raise ConfigError(
-            f"a batch of {len(rows)} calls was asked of '{meant.address}', whose max_batch_size "
-            f"is {most}; give 1 to {most}"
-        )
+    rows = _rows(calls, at, fill, meant.address, most)
     sizes = meant.definition.batch_sizes
     if size is not None:
         if not len(rows) <= size <= most:
@@ -103,14 +98,25 @@ def _rows(
     at: Sequence[int],
     fill: tuple[Any, ...] | None,
     address: str,
+    most: int,
 ) -> list[tuple[Any, ...]]:
     """Return the arguments of every row."""
+    for values in [*calls, () if fill is None else fill]:
+        if not isinstance(values, tuple):
+            raise ConfigError(
+                f"a call of '{address}' is {values!r:.100}; give its arguments as a tuple"
+            )
     if len(at) != len(calls) or len(set(at)) != len(at) or min(at, default=0) < 0:
         raise ConfigError(
             f"at is {list(at)} for {len(calls)} calls of '{address}'; give each a row of its own"
         )
     placed = dict(zip(at, calls, strict=True))
     count = max(placed, default=-1) + 1
+    if not 1 <= count <= most:
+        raise ConfigError(
+            f"a batch of {count} calls was asked of '{address}', whose max_batch_size is {most}; "
+            f"give 1 to {most}"
+        )
     if fill is None and len(placed) < count:
         empty = next(row for row in range(count) if row not in placed)
         raise ConfigError(f"row {empty} of the batch of '{address}' is empty; give fill=")

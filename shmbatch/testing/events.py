@@ -18,10 +18,19 @@ class VirtualEvents(asyncio.BaseEventLoop):
 
     A thread that a function asks for, as by ``asyncio.to_thread``, runs here and now. Sockets and
     processes there are none.
+
+    Raises:
+        ConfigError: an event loop runs in this thread, which cannot run another one meanwhile.
     """
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
+        if asyncio._get_running_loop() is not None:
+            self.close()
+            raise ConfigError(
+                "an async function cannot be simulated from inside an event loop; do it in a "
+                "plain test, not in an async one"
+            )
         self._clock = clock
         self._selector = _NothingToSelect(self)
         self._clock_resolution = 1e-9

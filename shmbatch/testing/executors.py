@@ -16,8 +16,11 @@ from ..app.starting import wait_for_instances
 from ..client import asking, pool
 from ..client.connecting import connect
 from ..client.function import Function
+from ..contract.device import device_name
 from ..errors import ConfigError, LoadError
 from ..protocol import descriptors, ownership
+from ..protocol.spinning import wait_mode
+from ..protocol.transport import transport_name
 
 PATIENCE_S = 30.0  # an executor that was told to stop has so long to finish
 
@@ -45,6 +48,10 @@ class ExecutorProcess:
         device: str | None = None,
         wait: str | None = None,
     ) -> None:
+        transport_name(transport)
+        device_name(device)
+        if wait is not None:
+            wait_mode(wait)
         self.name = f"test-{secrets.token_hex(6)}"
         self.file = file
         self.status: int | None = None  # of its end; negative is a signal's number
@@ -99,6 +106,10 @@ class ExecutorProcess:
                 f"the executor of '{self.file}' ended with status {status}; see its output"
             )
 
+    def __repr__(self) -> str:
+        state = "running" if self.status is None else f"ended with status {self.status}"
+        return f"<executor of '{self.file}', pid {self.pid}, {state}>"
+
     def _ended(self, timeout: float) -> int:
         if self.status is None:
             late = False
@@ -138,7 +149,8 @@ def kill(executor: HasPid | int) -> None:
         AssertionError: it is not dead within 30 seconds.
     """
     pid = executor if isinstance(executor, int) else executor.pid
-    if pid is None:
+    is_over = isinstance(executor, ExecutorProcess) and executor.status is not None
+    if pid is None or is_over:  # its pid may be another's by now
         raise ConfigError("the executor does not run; there is nothing to kill")
     if isinstance(executor, ExecutorProcess):
         executor.is_expected_to_die = True
@@ -166,9 +178,11 @@ def file_of(target: App | Path | str, folder: Path) -> tuple[Path, str | None]:
             where this process stands.
 
     Raises:
-        ConfigError: the app was made interactively.
+        ConfigError: it is neither, or the app was made interactively.
         LoadError: there is no such file.
     """
+    if not isinstance(target, App | str | Path):
+        raise ConfigError(f"{target!r:.100} is no executor's target; give a file, or an App")
     if isinstance(target, App):
         if target.file is None:
             raise ConfigError(f"app {target.name!r} was made interactively; put it in a file")

@@ -7,15 +7,16 @@ from typing import Any, NoReturn
 
 from ..app.extras import needed
 from ..contract.columns import Column
-from .checking import outcome_of, quiet
+from .alone import Alone, outcome_of
+from .checking import quiet
 from .comparing import CLOSE, Tolerance, call_shown, difference, shown, tolerance_of
 from .composing import Composed, composed
-from .drawing import Bounds, Strategy
+from .drawing import Strategy
 from .searching import search
-from .strategies import inputs_of
+from .strategies import given_inputs
 from .targets import Meant, Target, sole_meant
 
-_MATES_MAX = 7
+_COMPANY_MAX = 8
 _COPIES_MAX = 32
 
 _Values = tuple[Any, ...]
@@ -32,9 +33,10 @@ def check_batch_invariance(
 ) -> None:
     """Check that an input's result is the same in whatever batch it runs.
 
-    hypothesis chooses an input, its batch-mates and its row. The result is compared with that of
-    the input alone: with more padding, where there are ``batch_sizes``; among copies of itself,
-    in every row; and among its batch-mates.
+    hypothesis chooses the inputs of a batch. The result of each is compared with that of the
+    input alone; and that of the first also with more padding, where there are ``batch_sizes``,
+    and among copies of itself, in every row. Errors are taken for the same as other errors, and
+    one bad input may fail its whole batch.
 
     Args:
         target: one batched function.
@@ -45,39 +47,40 @@ def check_batch_invariance(
         device: as of `Simulation`.
 
     Raises:
-        AssertionError: a result differs; tells the simplest case found, and what it depends on.
+        AssertionError: a result differs, or is one where the input alone fails; tells the
+            simplest case found, and what it depends on. Or no input has a result by itself.
         ConfigError: an argument is wrong, or hypothesis is not installed.
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and the message
     st = needed("testing", "hypothesis.strategies")
     close = tolerance_of(tolerance)
     with sole_meant(target) as meant, quiet():
-        given = inputs_of(meant, {}, {}, Bounds()) if strategy is None else strategy
+        given = given_inputs(meant, strategy)
         most = meant.definition.parameters.max_batch_size
-        mates = st.lists(given, max_size=min(most - 1, _MATES_MAX))
+        batches = st.lists(given, min_size=1, max_size=min(most, _COMPANY_MAX))
         copies = st.integers(1, min(most, _COPIES_MAX))
-        row = st.integers(0, _MATES_MAX)
-        check = _Check(meant, close, device)
-        search(check, st.tuples(given, mates, row, copies), max_examples=max_examples, seed=seed)
+        alone = Alone(meant, device)
+        check = _Check(meant, close, device, alone)
+        search(check, st.tuples(batches, copies), max_examples=max_examples, seed=seed)
+        alone.check_results()
 
 
 class _Check:
-    """Runs one input in several batches, and raises where its result differs."""
+    """Runs inputs in several batches, and raises where a result differs."""
 
-    def __init__(self, meant: Meant, tolerance: Tolerance, device: str) -> None:
+    def __init__(self, meant: Meant, tolerance: Tolerance, device: str, alone: Alone) -> None:
         self._meant = meant
         self._tolerance = tolerance
         self._device = device
+        self._alone = alone
         self._name = meant.definition.name
 
-    def __call__(self, example: tuple[_Values, list[_Values], int, int]) -> None:
-        subject, mates, row, copies = example
-        alone = self._alone(subject)
-        if isinstance(alone, Exception):
-            return  # what comes of bad inputs is not a matter of company
-        self._check_padding(subject, alone)
-        self._check_copies(subject, alone, copies)
-        self._check_mates(subject, alone, mates, row % (len(mates) + 1))
+    def __call__(self, example: tuple[list[_Values], int]) -> None:
+        inputs, copies = example
+        alone = [self._alone.outcome(values) for values in inputs]
+        self._check_padding(inputs[0], alone[0])
+        self._check_copies(inputs[0], alone[0], copies)
+        self._check_company(inputs, alone)
 
     def _check_padding(self, subject: _Values, alone: Any) -> None:
         for size in (self._meant.definition.batch_sizes or ())[1:]:
@@ -95,15 +98,21 @@ class _Check:
             where = f"row {apart[0]} of {copies}, among copies of itself"
             self._fail(cause, subject, alone, outcomes[apart[0]], where)
 
-    def _check_mates(self, subject: _Values, alone: Any, mates: list[_Values], row: int) -> None:
-        if not mates:
+    def _check_company(self, inputs: list[_Values], alone: list[Any]) -> None:
+        if len(inputs) == 1:
             return
-        run = self._run([*mates[:row], subject, *mates[row:]])
-        found = outcome_of(run.calls[row])
-        if not self._differs(found, alone):
-            return
-        if run.batch.raised and any(isinstance(self._alone(mate), Exception) for mate in mates):
+        run = self._run(inputs)
+        if run.batch.raised and any(isinstance(outcome, Exception) for outcome in alone):
             return  # one of them is bad, and a function that raises does so for all
+        for row, call in enumerate(run.calls):
+            if self._differs(outcome_of(call), alone[row]):
+                self._fail_in_company(inputs, row, alone[row], outcome_of(call))
+
+    def _fail_in_company(
+        self, inputs: list[_Values], row: int, alone: Any, found: Any
+    ) -> NoReturn:
+        subject, mates = inputs[row], [*inputs[:row], *inputs[row + 1 :]]
+        self._check_copies(subject, alone, len(inputs))  # perhaps it is not who they are
         cause = "its batch-mates"
         columns = self._meant.definition.signature.parameters
         if any(_shape(mate) != _shape(subject) for mate in mates):
@@ -111,14 +120,13 @@ class _Check:
             again = self._run([*cut[:row], subject, *cut[row:]])
             if not self._differs(outcome_of(again.calls[row]), alone):
                 cause = "padding: with batch-mates of its own lengths it gets what it gets alone"
-        where = f"row {row} of {len(mates) + 1}"
+        where = f"row {row} of {len(inputs)}"
         self._fail(cause, subject, alone, found, where, mates)
 
     def _differs(self, found: Any, alone: Any) -> bool:
+        if isinstance(found, Exception) and isinstance(alone, Exception):
+            return False  # it fails either way; the error may speak of the batch
         return difference(found, alone, self._tolerance) is not None
-
-    def _alone(self, values: _Values) -> Any:
-        return outcome_of(self._run([values]).calls[0])
 
     def _run(self, calls: Sequence[_Values], size: int | None = None) -> Composed:
         return composed(self._meant, calls, size=size, device=self._device)
@@ -132,7 +140,7 @@ class _Check:
         where: str,
         mates: Sequence[_Values] = (),
     ) -> NoReturn:
-        again = self._alone(subject)
+        again = self._alone.outcome(subject)
         if self._differs(again, alone):
             cause = "chance, or on what ran before: alone once more it gets " + shown(again)
         fact = difference(found, alone, self._tolerance)

@@ -102,6 +102,8 @@ class VirtualPoller:
 
     def _pass(self, end_ns: int) -> None:
         """Let time pass until the next thing that happens, or until *end_ns*."""
+        if self._clock.troubles:
+            raise Paused  # for good
         next_ns = min(end_ns, self._clock.next_ns)
         if self.until_ns is not None and next_ns > self.until_ns:
             self._watcher.waits(self.until_ns)

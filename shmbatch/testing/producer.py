@@ -153,8 +153,9 @@ class Producer:
             InputError: a value does not fit; nothing was sent.
             RingFull: every slot is in use; nobody waits for one here.
             ExecutorClosed: the simulation has been drained.
-            ConfigError: the producer has left.
+            ConfigError: the producer has left, or the simulation is closed.
         """
+        self.simulation.check_open()
         if self.gone:
             raise ConfigError(f"{self.name} has left; make another producer")
         served = self.attachment.function

@@ -6,6 +6,7 @@ runs is what an executor runs; only the clock, the waiting and the producers are
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections import deque
@@ -26,12 +27,16 @@ from ..executor.staging.devices import Device
 from ..executor.turns import share_instances
 from ..protocol._core import MAX_CAPACITY, ExecutorRing
 from .attachment import Attachment
-from .clock import START_NS, VirtualClock
+from .clock import START_NS, VirtualClock, nanoseconds
 from .events import VirtualEvents
 from .poller import Paused, VirtualPoller, Watcher
 from .producer import Call, Producer, rows_of
 from .records import Batches, BatchRecord
 from .targets import Meant, Target, all_meant
+
+# What a function raises for its callers. Whatever else there is means the test, which it happened
+# to interrupt: a Ctrl-C, a time limit.
+_OF_FUNCTIONS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 
 @dataclass
@@ -56,8 +61,8 @@ class Simulation:
         device: ``"cpu"``, or what `App.run` takes.
 
     Raises:
-        ConfigError: a target is no batched function, an option is wrong, or the device is not to
-            be had.
+        ConfigError: a target is no batched function or is given twice, an option is wrong, the
+            device is not to be had, or a function is async and an event loop runs here.
         LoadError: a class, or a hook of one, raises.
     """
 
@@ -70,6 +75,10 @@ class Simulation:
         meant = [each for target in targets for each in all_meant(target)]
         if not meant:
             raise ConfigError("a simulation needs a function; give one, or an App")
+        addresses = [each.address for each in meant]
+        for address in addresses:
+            if addresses.count(address) > 1:
+                raise ConfigError(f"a simulation has '{address}' twice; give each function once")
         self._begin(meant, duration, device, Watcher())
 
     @classmethod
@@ -132,8 +141,10 @@ class Simulation:
             deadline_ms: as of `Function.with_options`, for all its calls.
 
         Raises:
-            ConfigError: there is no such function, or several and none was named.
+            ConfigError: there is no such function, or several and none was named; or the
+                simulation is closed.
         """
+        self.check_open()
         number = self._number(function)
         served = self.functions[number]
         attachment = Attachment(served, self.poller, lambda: producer.waiting.clear())
@@ -148,16 +159,14 @@ class Simulation:
 
         What it raises ends the `advance`, `run` or `drain` in which that is.
         """
-        self.clock.at(START_NS + round(seconds * 1e9), action)
+        self.clock.at(START_NS + nanoseconds("seconds", seconds), action)
 
     def advance(self, seconds: float) -> None:
         """Let so much time pass, and everything happen that happens until then.
 
         A synchronous function that runs then ends first, however long it takes.
         """
-        if not seconds >= 0:
-            raise ConfigError(f"seconds is {seconds!r}; time passes forwards, use 0 or more")
-        self._go(self.clock.now_ns + round(seconds * 1e9))
+        self._go(self.clock.now_ns + nanoseconds("seconds", seconds))
 
     def run(self) -> None:
         """Let time pass until nothing is left to happen.
@@ -234,9 +243,15 @@ class Simulation:
         """Return the calls of a batch that has just been taken."""
         return rows_of(runs, self._attached)
 
-    def seconds(self, record: BatchRecord) -> float:
+    def takes_ns(self, record: BatchRecord) -> int:
         """Return how long a batch is to take."""
-        return self.duration(record) if callable(self.duration) else self.duration
+        seconds = self.duration(record) if callable(self.duration) else self.duration
+        return nanoseconds("duration", seconds)
+
+    def check_open(self) -> None:
+        """Raise `ConfigError` if the simulation is closed."""
+        if self._closed:
+            raise ConfigError("the simulation is closed; make another one")
 
     def watch(self) -> Watcher:
         """Return who is told."""
@@ -296,6 +311,8 @@ class _Simulated(ServedFunction):
         super().__init__(definition, address, device, events, capacity)
 
     def launch(self, at_ns: int) -> int:
+        if troubles := self.simulation.clock.troubles:
+            raise troubles[0]  # the test has ended; another batch would be for nothing
         self.simulation.watch().launching(self.number)
         return super().launch(at_ns)
 
@@ -314,8 +331,8 @@ class _Simulated(ServedFunction):
             flight = self._began(inputs)
             try:
                 return function(*inputs)
-            except BaseException:
-                flight.record.raised = True
+            except BaseException as error:
+                self._raised(flight, error)
                 raise
             finally:
                 clock.move(clock.now_ns + self._takes_ns(flight))
@@ -323,14 +340,12 @@ class _Simulated(ServedFunction):
 
         @functools.wraps(function)
         async def simulated_async(*inputs: Any) -> Any:
-            import asyncio
-
             flight = self._began(inputs)
             try:
                 value = function(*inputs)
                 return await value if inspect.isawaitable(value) else value
-            except BaseException:
-                flight.record.raised = True
+            except BaseException as error:
+                self._raised(flight, error)
                 raise
             finally:
                 if takes_ns := self._takes_ns(flight):
@@ -357,11 +372,16 @@ class _Simulated(ServedFunction):
         simulation.clock.noting(lambda: simulation.watch().launched(flight, inputs))
         return flight
 
+    def _raised(self, flight: Flight, error: BaseException) -> None:
+        flight.record.raised = True
+        if not isinstance(error, _OF_FUNCTIONS):
+            self.simulation.clock.troubles.append(error)
+
     def _takes_ns(self, flight: Flight) -> int:
-        seconds: list[float] = []
+        taken_ns: list[int] = []
         clock = self.simulation.clock
-        clock.noting(lambda: seconds.append(self.simulation.seconds(flight.record)))
-        return round(seconds[0] * 1e9)
+        clock.noting(lambda: taken_ns.append(self.simulation.takes_ns(flight.record)))
+        return taken_ns[0]
 
     def _ended(self, flight: Flight) -> None:
         flight.record.end = self.simulation.now

@@ -28,7 +28,7 @@ from ..contract.packing import packing
 from ..contract.signature import Signature
 from ..errors import ConfigError, InputError
 from .drawing import Bounds, Strategy, any_arrays, arrays, floats
-from .targets import Meant, Target, sole_meant
+from .targets import Meant, Target, sole_described
 from .typed import Typed, anything
 
 
@@ -53,8 +53,8 @@ def inputs(
         ConfigError: hypothesis is not installed, makes no values of some type, or an argument
             names what is not there.
     """
-    with sole_meant(target) as meant:
-        return inputs_of(meant, parameters or {}, min_lengths or {}, Bounds(magnitude, nonfinite))
+    meant = sole_described(target)
+    return inputs_of(meant, parameters or {}, min_lengths or {}, Bounds(magnitude, nonfinite))
 
 
 def values(
@@ -76,12 +76,12 @@ def values(
     Raises:
         ConfigError: as `inputs`.
     """
-    with sole_meant(target) as meant:
-        column = _column(meant, name)
-        bounds = Bounds(magnitude, nonfinite)
-        known = dict(lengths or {})
-        drawn = _lengths([column], {}, meant)
-        return drawn.flatmap(lambda each: _values(meant, column, each | known, bounds))
+    meant = sole_described(target)
+    column = _column(meant, name)
+    bounds = Bounds(magnitude, nonfinite)
+    known = dict(lengths or {})
+    drawn = _lengths([column], known, meant)
+    return drawn.flatmap(lambda each: _values(meant, column, each | known, bounds))
 
 
 def inputs_of(
@@ -108,9 +108,34 @@ def inputs_of(
         )
         return strategy
 
+    lengths = _lengths(derived, min_lengths, meant)
     if not any(column.variable for column in derived):
         return drawn({})
-    return _lengths(derived, min_lengths, meant).flatmap(drawn)
+    return lengths.flatmap(drawn)
+
+
+def given_inputs(meant: Meant, strategy: Strategy | None) -> Strategy:
+    """Return the strategy that a person gave for the arguments of calls, or else `inputs`.
+
+    Raises:
+        ConfigError: it is no strategy; or, when it is used, it draws something but tuples.
+    """
+    st = needed("testing", "hypothesis.strategies")
+    if strategy is None:
+        return inputs_of(meant, {}, {}, Bounds())
+    advice = "use one of tuples of arguments, as testing.inputs(f) or st.tuples(...)"
+    if not isinstance(strategy, st.SearchStrategy):
+        raise ConfigError(f"{strategy!r:.100} is no strategy of hypothesis; {advice}")
+
+    def tupled(values: Any) -> Any:
+        if not isinstance(values, tuple):
+            raise ConfigError(
+                f"the strategy for inputs of '{meant.address}' drew {values!r:.100}; {advice}"
+            )
+        return values
+
+    checked: Strategy = strategy.map(tupled)
+    return checked
 
 
 def _column(meant: Meant, name: str) -> Column:
@@ -133,9 +158,10 @@ def _lengths(columns: list[Column], least: Mapping[str, int], meant: Meant) -> S
         if axis not in most:
             known = ", ".join(most) or "none"
             raise ConfigError(f"'{meant.address}' has no named axis {axis!r}; it has {known}")
-        if length > most[axis]:
+        if not isinstance(length, int) or not 0 <= length <= most[axis]:
             raise ConfigError(
-                f"min_lengths[{axis!r}] is {length}, above the maximum of {most[axis]} in @batched"
+                f"the length of axis {axis!r} is {length!r:.100}; use an int from 0 to the "
+                f"maximum of {most[axis]} in @batched"
             )
     chosen: Strategy = st.fixed_dictionaries(
         {axis: st.integers(least.get(axis, 0), length) for axis, length in most.items()}

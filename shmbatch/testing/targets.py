@@ -57,13 +57,11 @@ def all_meant(target: Target) -> list[Meant]:
     )
 
 
-@contextmanager
-def sole_meant(target: Target) -> Iterator[Meant]:
-    """Yield the one batched function that *target* is, with the object whose method it may be.
+def sole_described(target: Target) -> Meant:
+    """Return the one batched function that *target* is; of a class no object is made.
 
     Raises:
         ConfigError: as `all_meant`; or it is an app of several, or a plain method.
-        LoadError: its class, or a hook of that, raises.
     """
     found = all_meant(target)
     if len(found) > 1:
@@ -72,6 +70,18 @@ def sole_meant(target: Target) -> Iterator[Meant]:
     (meant,) = found
     if meant.definition.signature.plain:
         raise ConfigError(f"'{meant.address}' is a plain method; only what is batched is checked")
+    return meant
+
+
+@contextmanager
+def sole_meant(target: Target) -> Iterator[Meant]:
+    """Yield the one batched function that *target* is, with the object whose method it may be.
+
+    Raises:
+        ConfigError: as `sole_described`.
+        LoadError: its class, or a hook of that, raises.
+    """
+    meant = sole_described(target)
     events = VirtualEvents(VirtualClock()) if needs_loop(meant.definition) else None
     try:
         with Instances(events) as instances:
@@ -95,9 +105,9 @@ def _definition_of(handle: Function) -> Definition:
                 return definition
         elif class_name in app.classes:
             of = app.classes[class_name]
-            for values, instance in list(of._instances.items()):
+            for instance in list(of._instances.values()):
                 if getattr(instance, method)._plain is handle._plain:
-                    made = {each.name: each for each in of.definitions(values)}
+                    made = {each.name: each for each in of.definitions(instance._values)}
                     return made[address.function]
     raise ConfigError(
         f"this process has the address '{address}' but not the function; import it from its file"

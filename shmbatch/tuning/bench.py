@@ -128,8 +128,10 @@ class Bench:
         waited_ns = self._disturbance.waited_ns() - waited_ns
         # Every call of a batch counts as long as the batch ran.
         function_ns = (served.statistics.phases.read(RUNNING)[0] - before_ns) // size
-        into.total_ns.append(max(1, total_ns - waited_ns))
-        into.function_ns.append(max(1, function_ns - waited_ns))
+        ran_ns = max(1, total_ns - waited_ns)
+        into.total_ns.append(ran_ns)
+        # In which part of the time others had the CPU is not told.
+        into.function_ns.append(max(1, function_ns * ran_ns // total_ns))
         for ticket in tickets:
             if ring.poll(ticket, 0) is FAILED:
                 raise self._failure(ring.error(ticket), size)

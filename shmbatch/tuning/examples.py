@@ -17,7 +17,7 @@ from ..contract.packing import Arguments
 from ..contract.signature import Signature
 from ..errors import ConfigError, InputError
 
-_MADE = 64  # examples, where there is no file
+_MADE, _MADE_NBYTES = 64, 16 << 20  # examples, where there is no file; at most
 _ARRAYS = ("array", "ragged")
 
 
@@ -43,7 +43,9 @@ def examples_for(signature: Signature, name: str, file: str | None, seed: int = 
             a parameter can be anything.
     """
     if file is None:
-        columns = [_made(column, name) for column in signature.parameters]
+        nbytes = sum(column.nbytes for column in signature.parameters)
+        count = max(1, min(_MADE, _MADE_NBYTES // max(1, nbytes)))
+        columns = [_made(column, name, count) for column in signature.parameters]
         calls: list[tuple[Any, ...]] = list(zip(*columns, strict=True))
         described = "inputs made from the signature (zeros for integers, else from 0 to 1)"
     else:
@@ -60,15 +62,15 @@ def examples_for(signature: Signature, name: str, file: str | None, seed: int = 
     return Examples(coerced, described)
 
 
-def _made(column: Column, name: str) -> Sequence[Any]:
-    """Return values of which it may be hoped that every function takes them."""
+def _made(column: Column, name: str, count: int) -> Sequence[Any]:
+    """Return so many values of which it may be hoped that every function takes them."""
     numbers = np.random.default_rng(0)
     if column.kind == "int":
-        return [0] * _MADE
+        return [0] * count
     if column.kind == "bool":
-        return [False] * _MADE
+        return [False] * count
     if column.kind == "float":
-        values: list[float] = numbers.random(_MADE).tolist()
+        values: list[float] = numbers.random(count).tolist()
         return values
     if column.kind not in _ARRAYS or (column.kind == "ragged" and column.dtype in RAW_DTYPES):
         raise ConfigError(
@@ -79,8 +81,8 @@ def _made(column: Column, name: str) -> Sequence[Any]:
         import importlib
 
         torch = importlib.import_module("torch")
-        return list(torch.rand((_MADE, *column.shape)).to(getattr(torch, column.dtype)))
-    shape = (_MADE, *map(abs, column.shape))  # rows of varying length are made as long as can be
+        return list(torch.rand((count, *column.shape)).to(getattr(torch, column.dtype)))
+    shape = (count, *map(abs, column.shape))  # rows of varying length are made as long as can be
     if column.wire_dtype.kind in "fc":
         return list(numbers.random(shape).astype(column.wire_dtype))
     return list(np.zeros(shape, column.wire_dtype))

@@ -47,9 +47,15 @@ def find_definition(app: App, name: str | None) -> Definition:
 
     Raises:
         LoadError: there is none, or there are several and *name* does not choose.
-        ConfigError: it is a plain method.
+        ConfigError: it is a plain method, or of a class that needs parameters.
     """
     names = ", ".join(map(repr, app.definitions))
+    known = app.classes.get("" if name is None else name.partition(".")[0])
+    if known is not None and known.needs_parameters:
+        raise ConfigError(
+            f"class {app.name}.{known.name} needs parameters ({', '.join(known.parameters)}); "
+            f"give each a default to tune it"
+        )
     if not app.definitions:
         raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
     if name is None and len(app.definitions) > 1:

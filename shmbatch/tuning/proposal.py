@@ -19,7 +19,8 @@ from .service import Service, Timings
 from .variants import Parameters
 
 _ENOUGH = 0.95  # of the largest throughput
-_SAVED = 0.1  # of the time of batches between, for which padding is worth it
+_SAVED = 0.1  # of the time of batches between, for which padding is worth it ...
+_SAVED_NS = 10_000  # ... and at least so much of it: less is soon within what varies
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ def with_sizes(proposal: Proposal, steps: Timings, graphs: bool, arrays: bool) -
     allowed = tuple(1 << at for at in range((largest - 1).bit_length()))
     allowed += (largest,)
     pairs = {size: padded_size(allowed, size) for size in steps.by_size if size < largest}
-    saved = {
-        size: 1 - steps.total_ns(padded) / steps.total_ns(size)
+    saved_ns = {
+        size: steps.total_ns(size) - steps.total_ns(padded)
         for size, padded in pairs.items()
         if size != padded and padded in steps.by_size
     }
+    saved = {size: ns / steps.total_ns(size) for size, ns in saved_ns.items()}
     sizes: tuple[int, ...] | None = None
     if graphs:
         sizes, why = allowed, "there is one CUDA graph for each"
@@ -106,7 +108,7 @@ def with_sizes(proposal: Proposal, steps: Timings, graphs: bool, arrays: bool) -
         why = "not all parameters are arrays of fixed shape"
     elif not saved:
         why = "there are none between that could be padded"
-    elif fmean(saved.values()) < _SAVED:
+    elif fmean(saved.values()) < _SAVED or fmean(saved_ns.values()) < _SAVED_NS:
         why = "batches between two powers of two take no longer than when padded"
     else:
         sizes = allowed

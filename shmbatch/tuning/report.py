@@ -36,6 +36,11 @@ class At:
         p50, p99 = (percentile(latencies_ns, q) / 1e6 for q in (0.5, 0.99))
         return cls(rate, p50, p99, late_ns / 1e6)
 
+    @property
+    def calls_per_s(self) -> str:
+        """The rate, for people to read."""
+        return f"{self.rate:,.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -80,7 +85,7 @@ class Report:
         """Yield what was expected and what came."""
         yield Check("throughput", "calls/s", self.expected_per_s, self.measured_per_s)
         for expected, measured in zip(self.expected, self.measured, strict=True):
-            at = f"at {expected.rate:,.0f} calls/s"
+            at = f"at {expected.calls_per_s} calls/s"
             yield Check(f"p50 {at}", "ms", expected.p50_ms, measured.p50_ms)
             yield Check(f"p99 {at}", "ms", expected.p99_ms, measured.p99_ms)
 

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 def cancelled_on_disconnect(app: ASGIApp) -> ASGIApp:
     """Return *app*, cancelled where the client goes before the response has been sent.
 
-    What it awaits is cancelled with it, a call of ours among that. A sync endpoint is run by a
-    thread, which cannot be interrupted: it runs to its end, and its response goes nowhere.
+    What it awaits is cancelled with it, a call of ours among that.
     """
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse
@@ -26,12 +27,20 @@ def add_health(site: FastAPI, app: str | None) -> None:
         app: whose executor is to be there; None if none is needed.
     """
 
+    # Of their own: endpoints may keep those of the event loop busy.
+    threads = ThreadPoolExecutor(1, "shmbatch-health")
+    asked: asyncio.Future[str | None] | None = None
+
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
     async def ready() -> JSONResponse:
-        # In a thread, since it waits; in one that no endpoint can keep busy.
-        reason = await asyncio.to_thread(_missing, app) if app is not None else None
+        nonlocal asked
+        reason = None
+        if app is not None:
+            if asked is None or asked.done():  # once for all who wait
+                asked = asyncio.get_running_loop().run_in_executor(threads, _missing, app)
+            reason = await asyncio.shield(asked)
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason}, 503)
         return JSONResponse({"status": "ready"})

@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 admission,
+                loop="asyncio",  # uvloop listens itself, and with that sets how many may wait
                 lifespan="on",
                 backlog=_ACCEPTED_AT_ONCE,
                 log_config=None,

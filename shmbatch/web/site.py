@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,11 @@ def _empty(app: App, mounted: dict[str, _Mounted]) -> FastAPI:
 
 class _EndpointRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await cancelled_on_disconnect(super().handle)(scope, receive, send)
+        function = inspect.unwrap(self.endpoint)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            await cancelled_on_disconnect(super().handle)(scope, receive, send)
+        else:  # its thread could not be interrupted, would run on, and be counted no more
+            await super().handle(scope, receive, send)
 
 
 def _route(site: FastAPI, name: str, endpoint: Endpoint, is_sole: bool) -> None:

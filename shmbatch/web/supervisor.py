@@ -46,6 +46,7 @@ class Settings:
     name: str | None
     workers: int
     limit: int
+    grace_s: float
     transport: str | None
     device: str | None
     wait: str | None
@@ -54,7 +55,8 @@ class Settings:
 def supervise(settings: Settings, listener: socket.socket) -> int:
     """Serve until told to stop; return the exit status. Call it in the main thread.
 
-    SIGTERM and SIGINT finish requests that were accepted, then calls; a second one does not.
+    SIGTERM and SIGINT finish requests that were accepted, for *grace_s* seconds at most, then
+    calls; a second one does not.
     SIGHUP reloads; if it says that the terminal is gone, it stops.
 
     Raises:
@@ -77,7 +79,8 @@ class _Supervisor:
         self._next: list[Worker] = []  # who load, or wait until the others have finished
         self._executor: Child | None = None
         self._reload = asyncio.Event()
-        self._terminal = _has_terminal()
+        # Who was told to ignore that its terminal goes, as by nohup, has none to lose.
+        self._terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
         self._is_stopping = False
 
     async def run(self) -> int:
@@ -92,7 +95,7 @@ class _Supervisor:
             return 0  # as it was told to
         finally:
             self._is_stopping = True
-            await _end([*self._next, *self._workers])
+            await _end([*self._next, *self._workers], self._settings.grace_s)
             await self._end_executor()
             os.close(self._lifeline)
 
@@ -123,7 +126,7 @@ class _Supervisor:
             except (ShmbatchError, OSError) as error:
                 log.error("nothing is reloaded: %s", error)
                 continue
-            await _end(self._workers)
+            await _end(self._workers, self._settings.grace_s)
             await self._end_executor()
             await self._begin(description)
 
@@ -134,7 +137,7 @@ class _Supervisor:
                 self._next.append(self._new_worker())
             said = await asyncio.gather(*(worker.loaded() for worker in self._next))
         except (ShmbatchError, OSError):
-            await _end(self._next)
+            await _end(self._next, self._settings.grace_s)
             self._next = []
             raise
         return said[0]
@@ -245,10 +248,22 @@ class _Supervisor:
             self._reload.set()
 
 
-async def _end(children: Sequence[Child]) -> None:
+async def _end(children: Sequence[Child], grace_s: float | None = None) -> None:
+    """Have them end in order; kill those that have not within *grace_s* seconds, if it is given.
+
+    A client may take for ever to send its request, or to read its response; the others wait.
+    """
     for child in children:
         child.terminate()
-    await asyncio.gather(*(child.ended() for child in children))
+    try:
+        async with asyncio.timeout(grace_s):
+            await asyncio.gather(*(child.ended() for child in children))
+    except TimeoutError:
+        for child in children:
+            if child.status is None:
+                log.warning("%s has not finished within %g s and is killed", child.what, grace_s)
+                child.kill()
+        await asyncio.gather(*(child.ended() for child in children))
 
 
 def _has_terminal() -> bool:

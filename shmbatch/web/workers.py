@@ -19,8 +19,8 @@ class Worker(Child):
     Args:
         orders: those of `Orders` that do not differ from one worker to the next.
         fds: the descriptors among them.
-        environment: how it is to wait for results, and what executors are to be like that it
-            starts by using an instance of a class.
+        environment: how it is to wait for results, and what executors are to be like that the
+            user's code starts.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ def test_parameters_that_are_no_columns_are_refused(app: shmbatch.App) -> None:
         "sums.stars takes **xs; name each parameter, one column stands for one"
     )
     assert refusal(app, keyword) == (
-        "parameter 'xs' of sums.keyword is keyword-only, batches are passed by position; "
+        "parameter 'xs' of sums.keyword is keyword-only, values are passed by position; "
         "drop the '*'"
     )
 

@@ -264,6 +264,16 @@ def test_a_plain_method_is_a_function_and_its_options_are_checked_at_once() -> N
 # ---- parameters ----------------------------------------------------------------------------
 
 
+def test_a_parameter_whose_name_is_private_is_refused(app: shmbatch.App) -> None:
+    class Hidden:
+        _values: int = parameter(default=0)
+        act = Plain.act
+
+    assert refusal(app.cls(), Hidden) == (
+        "parameter '_values' of Hidden begins with an underscore; what is told is public"
+    )
+
+
 def test_a_parameter_has_one_of_five_types(app: shmbatch.App) -> None:
     class Bare:
         seed = parameter(default=0)
@@ -405,6 +415,11 @@ def test_a_text_that_stands_for_no_value_is_refused(typed: Any, text: str, messa
     assert refusal(lambda: typed.read(["needed=1", text])) == message
 
 
+def test_a_parameter_is_given_once(typed: Any) -> None:
+    message = "--param needed is given twice; give one value"
+    assert refusal(lambda: typed.read(["needed=1", "flag=no", "needed=2"])) == message
+
+
 def test_whatever_a_value_is_it_comes_back_from_its_text(typed: Any) -> None:
     from shmbatch.app.starting import _text
 
@@ -434,6 +449,21 @@ def test_every_other_set_of_values_has_a_name_of_its_own(plain: Any) -> None:
     assert len(names) == 1999
     assert all(NAME_PATTERN.fullmatch(name) and name.startswith("sums-Plain-") for name in names)
     assert str(plain(seed=3).act.address) == "sums.Plain(seed=3).act"
+
+
+def test_values_are_the_same_if_they_are_written_the_same(typed: Any) -> None:
+    zero, below = typed(needed=1, part=0.0), typed(needed=1, part=-0.0)
+    assert (str(zero.part), str(below.part)) == ("0.0", "-0.0")
+    assert zero.act.address.served_as() != below.act.address.served_as()
+    assert typed(needed=1, part=float("nan")) is typed(needed=1, part=float("nan"))
+
+
+def test_a_long_value_is_cut_short_in_messages_and_in_no_name(typed: Any) -> None:
+    one, other = (typed(needed=1, text="x" * 10_000 + end) for end in "ab")
+    (definition,) = typed.definitions(typed.values({"needed": 1, "text": "x" * 10_000}))
+    for told in (repr(one), str(one.act.address), definition.instance.name):
+        assert 200 < len(told) < 250
+    assert one.act.address.served_as() != other.act.address.served_as()
 
 
 def test_the_same_values_have_the_same_name_whatever_the_method(plain: Any) -> None:

@@ -63,6 +63,14 @@ SLEEPER = """
         @shmbatch.method()
         def refresh(self) -> int:
             return 1
+
+    @app.cls()
+    class Told:
+        seed: int = shmbatch.parameter()
+
+        @shmbatch.batched(max_batch_size=1, wait_ms=0)
+        def act(self, xs: list[int]) -> list[int]:
+            return xs
 """
 QUICK = ("--max", "4", "--seconds", "0.1")
 
@@ -157,6 +165,7 @@ def test_a_method_of_a_class_is_tuned_on_an_object_that_was_entered(tmp_path: Pa
         ("nothing", (), "app 'sleeper' has no function 'nothing'; it has 'nap', 'shout', "),
         ("", (), "app 'sleeper' has several functions, 'nap', 'shout', "),
         ("Policy.refresh", (), "sleeper.Policy.refresh is a plain method"),
+        ("Told.act", (), "class sleeper.Told needs parameters .seed.; give each a default"),
         ("shout", (), "parameter 'texts' of sleeper.shout is a list[str], of which no example"),
         ("divide", (), "divide fails on a batch of 1, inputs made from the signature"),
         ("killed", (), "the executor ran a batch of 1 and was killed by SIGKILL"),

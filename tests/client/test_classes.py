@@ -126,7 +126,8 @@ def seen(executor: Served, function: str) -> None:
 
 
 def test_without_a_run_an_instance_is_nobodys_to_start(executor: Served) -> None:
-    with pytest.raises(errors.ExecutorNotFound, match=r"^no executor serves 'classes-Policy-"):
+    told = r"^no executor serves 'classes-Policy-\w+'; start one with `shmbatch start FILE::Policy"
+    with pytest.raises(errors.ExecutorNotFound, match=told):
         Policy(seed=3).act.remote(1)
 
 

@@ -531,7 +531,7 @@ def test_what_no_plain_method_can_have_is_refused() -> None:
     def nothing() -> None: ...
 
     assert refused(Tuned.anything) == (
-        "parameter 'loud' of sums.Tuned.f is keyword-only, batches are passed by position; "
+        "parameter 'loud' of sums.Tuned.f is keyword-only, values are passed by position; "
         "drop the '*'"
     )
     assert "has annotation" in refused(tensor)

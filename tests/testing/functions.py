@@ -119,6 +119,24 @@ def shy(xs: list[int]) -> list[int]:
     return xs
 
 
+@small()
+def sociable(xs: list[int]) -> list[int]:
+    if len(xs) == 1:
+        raise ValueError("one is too few")
+    return xs
+
+
+@small()
+def failing(xs: list[int]) -> list[int]:
+    raise ValueError("never works")
+
+
+@small(max_lengths={"seq": 12}, ragged="pad")
+def padded_maximum(xs: Float32[np.ndarray, "batch seq 4"]) -> Float32[np.ndarray, "batch 4"]:
+    rows, _ = xs
+    return np.concatenate([rows, np.full((len(rows), 1, 4), -1e9, "f4")], axis=1).max(axis=1)
+
+
 @small(max_lengths={"seq": 3}, ragged="pad")
 def padded_mean(xs: Float32[np.ndarray, "batch seq"]) -> list[float]:
     rows, _ = xs

@@ -51,6 +51,8 @@ def test_what_makes_no_batch_is_refused() -> None:
         ([(1,)], {"at": [-1]}, "give each a row of its own"),
         ([(1,), (2,)], {"size": 1}, "use a size from 2 to 4"),
         ([(1,)], {"size": 5}, "use a size from 1 to 4"),
+        ([(1,)], {"at": [10**12], "fill": (0,)}, "a batch of 1000000000001 calls"),
+        ([1], {}, "a call of 'tested.rows_seen' is 1; give its arguments as a tuple"),
     ):
         with pytest.raises(errors.ConfigError, match=reason):
             run_batch(rows_seen, calls, **options)

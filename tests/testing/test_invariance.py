@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from shmbatch.testing import Tolerance, check_batch_invariance, inputs
+from shmbatch import errors
+from shmbatch.testing import Tolerance, check_batch_invariance, check_batching, inputs
 from shmbatch.testing.comparing import difference, shown
 from tests.testing.functions import (
     Counter,
     by_rows,
     called,
     counting,
+    failing,
     normalised,
+    padded_maximum,
     padded_mean,
     refuses,
     scaled,
     share,
+    sociable,
     spreading,
     stacked_mean,
     summed,
@@ -37,6 +42,8 @@ def test_a_function_of_single_inputs_passes(function: Any) -> None:
     ("function", "cause"),
     [
         (by_rows, "padding"),
+        (padded_maximum, "padding: .*"),
+        (sociable, "the size of its batch"),
         (normalised, "its batch-mates"),
         (spreading, "its batch-mates"),
         (share, "the size of its batch"),
@@ -55,6 +62,29 @@ def test_lengths_are_told_from_values_where_a_function_pads_for_itself() -> None
     tensors = st.tuples(st.integers(1, 2).map(torch.ones))
     with pytest.raises(AssertionError, match="depends on padding: with batch-mates of its own"):
         check_batch_invariance(stacked_mean, tensors)
+
+
+def test_an_error_that_comes_only_of_being_alone_is_told_of() -> None:
+    with pytest.raises(AssertionError, match=r"alone        ValueError\(one is too few\)"):
+        check_batch_invariance(sociable)
+
+
+@pytest.mark.parametrize("check", [check_batch_invariance, check_batching], ids=["one", "all"])
+def test_a_function_that_always_fails_does_not_pass(check: Any) -> None:
+    with pytest.raises(AssertionError, match=r"no input .* the last gets ValueError\(never works"):
+        check(failing, max_examples=20)
+
+
+@pytest.mark.parametrize("check", [check_batch_invariance, check_batching], ids=["one", "all"])
+def test_what_draws_no_tuples_is_refused(check: Any) -> None:
+    name = "strategy" if check is check_batch_invariance else "inputs"
+    for strategy, reason in (
+        (st.integers(), "the strategy for inputs of 'summed' drew 0; use one of tuples"),
+        (arrays("f4", (1, 2)), "drew array"),  # would be taken apart into rows
+        ([(1,)], "is no strategy of hypothesis"),
+    ):
+        with pytest.raises(errors.ConfigError, match=reason):
+            check(summed, **{name: strategy})
 
 
 def test_the_simplest_case_is_told() -> None:
@@ -114,3 +144,9 @@ def test_how_two_outcomes_differ_is_said_in_numbers(
     one: object, other: object, fact: str | None
 ) -> None:
     assert difference(one, other, Tolerance()) == fact
+
+
+def test_a_tensor_is_shown_as_an_array_is() -> None:
+    assert shown(torch.tensor([0.1, 1.0])) == "tensor([0.1, 1. ], dtype=float32)"
+    assert shown(torch.ones(2, dtype=torch.bfloat16)) == "tensor([1., 1.], dtype=bfloat16)"
+    assert shown(torch.zeros(0, 4)) == "tensor([], dtype=float32, shape=(0, 4))"

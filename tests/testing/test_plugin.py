@@ -47,6 +47,8 @@ def test_a_killed_executor_is_dead_and_nobody_complains(
         os.kill(served.pid, 0)
     with pytest.raises(errors.ConfigError, match=f"there is no process {served.pid}"):
         kill_executor(served.pid)
+    with pytest.raises(errors.ConfigError, match="does not run; there is nothing to kill"):
+        kill_executor(served)  # whose pid may be another's
 
 
 def test_what_cannot_be_started_is_refused(executor: Callable[..., ExecutorProcess]) -> None:
@@ -54,6 +56,11 @@ def test_what_cannot_be_started_is_refused(executor: Callable[..., ExecutorProce
         executor("nothing.py")
     with pytest.raises(errors.LoadError, match="has no app 'other'"):
         executor(APPS / "flat.py", app="other")
+    for option in ("transport", "device", "wait"):
+        with pytest.raises(errors.ConfigError, match=f"{option} is 'x'"):
+            executor(APPS / "flat.py", **{option: "x"})
+    with pytest.raises(errors.ConfigError, match="None is no executor's target; give a file"):
+        executor(None)
 
 
 USERS_TESTS = """

@@ -208,6 +208,17 @@ def test_an_async_function_that_awaits_what_never_comes_is_told_of() -> None:
             simulation.drain()
 
 
+def test_an_async_function_is_not_simulated_inside_an_event_loop() -> None:
+    async def asynchronous_test() -> None:
+        with Simulation(scaled):
+            pass
+        for attempt in (Simulation, testing.check_batching):
+            with pytest.raises(errors.ConfigError, match="do it in a plain test, not in an async"):
+                attempt(add_slowly)
+
+    asyncio.run(asynchronous_test())
+
+
 def test_an_async_function_goes_on_when_the_test_lets_it() -> None:
     gates: list[asyncio.Event] = []
 
@@ -235,6 +246,48 @@ def test_an_action_that_fails_fails_the_test_and_not_the_function() -> None:
         simulation.at(0.008, fail)
         with pytest.raises(KeyError, match="mine"):
             simulation.run()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_what_interrupts_the_test_is_not_taken_for_the_function_s(kind: str) -> None:
+    def interrupted(xs: list[int]) -> list[int]:
+        raise KeyboardInterrupt
+
+    async def interrupted_later(xs: list[int]) -> list[int]:
+        await asyncio.sleep(0.001)
+        raise KeyboardInterrupt
+
+    function = small()(interrupted if kind == "plain" else interrupted_later)
+    with Simulation(function) as simulation:
+        for _ in range(9):
+            simulation.producer().call(1)
+        with pytest.raises(KeyboardInterrupt):
+            simulation.run()
+        assert len(simulation.batches) == 1
+    for check in (testing.check_batching, testing.check_batch_invariance):
+        with pytest.raises(KeyboardInterrupt):
+            check(function, max_examples=5)
+
+
+def test_times_that_are_none_are_refused() -> None:
+    with Simulation(scaled) as simulation:
+        for wrong in (-1, float("nan"), float("inf"), "1", None):
+            with pytest.raises(errors.ConfigError, match=r"seconds is .*; use virtual seconds"):
+                simulation.advance(wrong)  # type: ignore[arg-type]
+            with pytest.raises(errors.ConfigError, match=r"seconds is .*; use virtual seconds"):
+                simulation.at(wrong, list)  # type: ignore[arg-type]
+        simulation.producer().call(1.0, 1)
+        simulation.duration = float("nan")
+        with pytest.raises(errors.ConfigError, match="duration is nan; use virtual seconds"):
+            simulation.run()
+
+
+def test_a_closed_simulation_takes_neither_producers_nor_calls() -> None:
+    with Simulation(scaled) as simulation:
+        producer = simulation.producer()
+    for late in (simulation.producer, lambda: producer.call(1.0, 1)):
+        with pytest.raises(errors.ConfigError, match="the simulation is closed"):
+            late()
 
 
 def test_methods_of_a_class_share_the_object_that_was_entered() -> None:
@@ -292,8 +345,8 @@ def test_what_is_no_batched_function_is_refused() -> None:
             simulation.producer()
         with pytest.raises(errors.ConfigError, match="no function 'nothing'"):
             simulation.producer("nothing")
-        with pytest.raises(errors.ConfigError, match="time passes forwards"):
-            simulation.advance(-1)
+        with pytest.raises(errors.ConfigError, match=r"has 'tested\.scaled' twice; give each"):
+            Simulation(app, scaled)
     with pytest.raises(errors.ConfigError, match="several functions"):
         testing.check_batching(app)
     with pytest.raises(errors.ConfigError, match="is a plain method"):

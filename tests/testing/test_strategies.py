@@ -22,7 +22,7 @@ from shmbatch import errors, testing
 from shmbatch.contract.packing import Arguments
 from shmbatch.testing.targets import all_meant
 from tests.processes import ROOT, environment
-from tests.testing.functions import scaled, small, summed
+from tests.testing.functions import Counter, scaled, small, summed
 
 
 @dataclasses.dataclass
@@ -124,6 +124,14 @@ def test_lengths_go_from_the_least_to_the_most() -> None:
     assert seen == {0: {0, 1, 2, 3}, 1: {1, 2, 3}}
 
 
+def test_inputs_of_a_method_are_described_without_an_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Counter, "made", None)  # an object might load a model
+    assert isinstance(drawn(testing.inputs(Counter(start=9).above), lambda _: True)[0], int)
+    assert isinstance(drawn(testing.values(Counter(start=9).above, "xs"), lambda _: True), int)
+
+
 def test_floats_are_within_their_bounds() -> None:
     near = testing.values(scaled, "xs", magnitude=2.0)
     with pytest.raises(NoSuchExample):
@@ -149,7 +157,10 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         (lambda: testing.inputs(scaled, parameters={"zs": st.none()}), "no parameter 'zs'"),
         (lambda: testing.values(scaled, "zs"), "no parameter 'zs'; it has xs, by"),
         (lambda: testing.inputs(summed, min_lengths={"x": 1}), "no named axis 'x'; it has seq"),
-        (lambda: testing.inputs(summed, min_lengths={"seq": 9}), "above the maximum of 3"),
+        (lambda: testing.inputs(scaled, min_lengths={"x": 1}), "no named axis 'x'; it has none"),
+        (lambda: testing.inputs(summed, min_lengths={"seq": 9}), "from 0 to the maximum of 3"),
+        (lambda: testing.inputs(summed, min_lengths={"seq": -1}), "'seq' is -1; use an int"),
+        (lambda: testing.values(summed, "xs", lengths={"x": 1}), "no named axis 'x'"),
         (lambda: testing.inputs(opaque), "makes no values for parameter 'xs'"),
     ):
         with pytest.raises(errors.ConfigError, match=reason):

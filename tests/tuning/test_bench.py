@@ -15,10 +15,13 @@ from jaxtyping import Float32
 import shmbatch
 from shmbatch.errors import ConfigError
 from shmbatch.executor.staging.devices import Cpu
+from shmbatch.protocol.clock import now_ns
 from shmbatch.tuning.bench import Bench, TooLarge
+from shmbatch.tuning.disturbance import Disturbance
 from shmbatch.tuning.examples import Examples, examples_for
 
 Rows = Float32[np.ndarray, "batch 2"]
+Wide = Float32[np.ndarray, "batch 65536"]
 
 
 @contextmanager
@@ -80,6 +83,19 @@ def test_an_async_function_that_suspends_is_waited_for() -> None:
 
     with bench(f) as timing:
         assert min(timing.timed(3, 0).total_ns) > 1_000_000
+
+
+def test_what_others_took_is_no_more_the_functions_than_its_part_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def f(rows: Wide) -> Wide:
+        return rows
+
+    # Three quarters of the time, of which the function has next to nothing.
+    monkeypatch.setattr(Disturbance, "waited_ns", lambda self: now_ns() * 3 // 4)
+    with bench(f) as timing:
+        samples = timing.timed(16, 0)
+    assert min(samples.function_ns) > 1
 
 
 def test_a_function_that_raises_on_the_examples_is_reported() -> None:

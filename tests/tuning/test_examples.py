@@ -46,6 +46,14 @@ def test_rows_of_varying_length_are_made_as_long_as_they_may_be() -> None:
     assert {call[0].shape for call in made.calls} == {(5, 2)}
 
 
+def test_of_large_rows_fewer_are_made() -> None:
+    def made(*shape: int) -> int:
+        columns = signature("int", array("float32", *shape))
+        return len(examples_for(columns, "app.f", None).calls)
+
+    assert (made(16), made(1 << 20), made(8 << 20)) == (64, 3, 1)
+
+
 def test_tensors_of_a_dtype_that_numpy_lacks_are_made_too() -> None:
     column = array("bfloat16", 3, library="torch", name="x")
     made = examples_for(Signature((column,), scalar("int")), "app.f", None)

@@ -72,11 +72,11 @@ def test_there_is_no_negative_time_to_wait() -> None:
     assert propose(slow_at_times, 20).parameters.wait_ms == 0
 
 
-def steps(between_ms: float) -> Timings:
-    """Return times of a function that takes 10 ms for powers of two, and others in between."""
+def steps(between_ms: float, power_ms: float = 10) -> Timings:
+    """Return times of a function that takes one for powers of two, and another in between."""
     timings = Timings()
     for size in stepped_sizes(8):
-        total_ns = int((10 if size in (4, 8) else between_ms) * MS)
+        total_ns = int((power_ms if size in (4, 8) else between_ms) * MS)
         timings.add(size, [total_ns] * 3, [total_ns] * 3)
     return timings
 
@@ -97,6 +97,11 @@ def test_sizes_are_allowed_where_padding_to_them_saves_time() -> None:
 @pytest.mark.parametrize("between_ms", [5, 10, 10.5])
 def test_any_size_is_allowed_where_padding_saves_nothing(between_ms: float) -> None:
     assert sized(steps(between_ms)).parameters == Parameters(8, 3)
+
+
+def test_microseconds_are_not_worth_padding() -> None:
+    assert sized(steps(0.005, power_ms=0.003)).parameters.batch_sizes is None
+    assert sized(steps(0.050, power_ms=0.030)).parameters.batch_sizes == (1, 2, 4, 8)
 
 
 def test_only_arrays_of_fixed_shape_are_padded() -> None:

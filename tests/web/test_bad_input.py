@@ -102,6 +102,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         ["--port", 65_536],
         ["--workers", 0],
         ["--limit", 0],
+        ["--grace", 1],
         ["--wait", "nap"],
         ["--device", "tpu"],
         ["--transport", "tcp"],

@@ -75,6 +75,19 @@ def test_a_stop_lets_accepted_requests_finish(gate: Gate) -> None:
         assert site.process.wait(60) == 0
 
 
+def test_a_request_that_never_ends_holds_up_a_reload_for_so_long(gate: Gate) -> None:
+    with serving(APPS / "gated_site.py", "--grace", 2) as site:
+        (old,) = site.workers()
+        with asking(site, "/hold?x=1") as endless:
+            assert gate.arrived() == [1]
+            site.signal(signal.SIGHUP)
+            site.until(rf"\(process {old}\) has not finished within 2 s and is killed")
+            assert hung_up(endless)
+        gate.open()
+        site.until_it_serves()
+        assert site.post("/twice?x=1").body == [2, *site.workers()]
+
+
 @pytest.mark.slow
 def test_a_stop_in_the_middle_of_a_reload_lets_calls_finish(tmp_path: Path, gate: Gate) -> None:
     with serving(versioned(tmp_path, 1)) as site:
@@ -210,9 +223,12 @@ def test_a_worker_that_loads_for_ever_ends_with_the_supervisor(
 
 
 @pytest.mark.slow
-def test_a_site_whose_terminal_is_gone_stops() -> None:
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_site_whose_terminal_is_gone_stops_unless_under_nohup(ignores: bool) -> None:
     ours, theirs = os.openpty()
-    take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    take = "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    if ignores:
+        take += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     run = "os.execv(sys.executable, [sys.executable, '-m', 'shmbatch', 'serve', *sys.argv[1:]])"
     with subprocess.Popen(
         [sys.executable, "-c", take + run, str(APPS / "gated_site.py"), "--port", "0"],
@@ -229,6 +245,10 @@ def test_a_site_whose_terminal_is_gone_stops() -> None:
             site.until("reloads")  # there still is one
             site.until_it_serves()
             os.close(ours)
+            if ignores:
+                site.until("reloads")
+                site.until_it_serves()
+                assert site.stop() == 0
             assert process.wait(60) == 0
             assert site.family_gone()
     assert owners.owner("gated_site") is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,34 @@ def test_a_sync_endpoint_whose_client_has_gone_runs_to_its_end(
     assert module_gate.arrived() == [2]
     module_gate.open()
     wait_until(lambda: held("calls_in_flight") == 0, "it has run")
+
+
+@pytest.mark.no_transport
+def test_a_sync_endpoint_counts_until_its_end_whoever_has_gone(tmp_path: Path, gate: Gate) -> None:
+    file = written(
+        tmp_path,
+        "threads.py",
+        """
+        import shmbatch
+        from tests.processes import pass_through
+
+        app = shmbatch.App()
+
+        @app.function()
+        @shmbatch.fastapi_endpoint()
+        def wait(x: int) -> int:
+            pass_through([x])
+            return x
+        """,
+    )
+    with serving(file, "--limit", 1) as site:
+        with asking(site, "/wait?x=1") as gone:
+            assert gate.arrived() == [1]
+            gone.shutdown(socket.SHUT_RDWR)
+        for _ in range(20):  # its worker has been told by then
+            assert site.get("/wait?x=2").status == 503
+        gate.open()
+        wait_until(lambda: site.get("/nowhere").status == 404, "it has ended")
 
 
 def test_one_request_too_many_is_answered_at_once_and_told_to_come_back(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from types import SimpleNamespace
@@ -81,6 +82,14 @@ def test_as_many_connections_may_wait_as_the_supervisor_has_said() -> None:
                 assert most_waiting(listener) == before
 
     asyncio.run(main())
+
+
+def test_uvloop_which_would_say_it_anew_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", SimpleNamespace(new_event_loop=pytest.fail))
+    new_loop = Server(Admission(app, 8), print).config.get_loop_factory()
+    assert new_loop is not None
+    with closing(new_loop()) as loop:
+        assert isinstance(loop, asyncio.SelectorEventLoop)
 
 
 def most_waiting(listener: socket.socket) -> int:

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 import shmbatch
 from shmbatch import errors
+from shmbatch.web import health
 from shmbatch.web.admitting import Admission
 from shmbatch.web.disconnecting import cancelled_on_disconnect
 from shmbatch.web.lifespan import lifespan
 from shmbatch.web.site import site_of
+from tests.processes import PATIENCE_S
 from tests.web.asking import Exchange
 
 
@@ -96,6 +101,27 @@ def test_the_documentation_lists_those_that_want_it() -> None:
     for path in ("/docs", "/redoc", "/openapi.json"):
         assert ask(without, "GET", path).status == 404
     assert ask(made(add), "GET", "/redoc").status == 404
+
+
+def test_endpoints_that_keep_all_threads_busy_do_not_make_a_site_unready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "statistics", lambda app, timeout: {"state": "serving"})
+    site, free = FastAPI(), threading.Event()
+    health.add_health(site, "sums")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await Exchange(site, path="/readyz").run()).status == 200
+        finally:
+            free.set()
+            await busy
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
