@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,4 +113,15 @@ def transport(request: pytest.FixtureRequest) -> Iterator[str | None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marked = metafunc.definition.get_closest_marker("no_transport") is not None
     if not marked and touches_a_transport(metafunc):
-        metafunc.parametrize("transport", TRANSPORTS, indirect=True, scope="module")
+        metafunc.parametrize("transport", _transports(metafunc), indirect=True, scope="module")
+
+
+def _transports(metafunc: pytest.Metafunc) -> list[Any]:
+    """Return the transports that a test runs over, those of the slow suite marked.
+
+    How a command is written, or a request answered, hardly depends on them.
+    """
+    folder = Path(metafunc.module.__file__ or "").parent.name
+    first, *others = TRANSPORTS
+    marks = [pytest.mark.slow] if folder in ("app", "cli", "web") else []
+    return [first, *(pytest.param(each, marks=marks) for each in others)]

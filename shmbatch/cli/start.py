@@ -145,14 +145,13 @@ def _serve(
     file = target.file
 
     def load() -> Sequence[Definition]:
-        served_as, definitions = target.load(name, under_run=supervisor_fd is not None)
-        serving(served_as)
+        serving(target.name(name))
         serving(served)
-        return definitions
+        return target.definitions(name, under_run=supervisor_fd is not None)
 
     try:
         # The name is needed before the file is loaded, unless the file has to say it.
-        served = name if name is not None else target.load(None)[0]
+        served = name if name is not None else target.name(None)
         if log_since is not None and served != file.stem:
             from ..app.detaching import move_log
 

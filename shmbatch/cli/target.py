@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,8 @@ from ..errors import LoadError
 
 if TYPE_CHECKING:
     from ..app.app import App
+    from ..app.classes import Class
+    from ..app.parameters import Values
     from ..contract.definition import Definition
 
 
@@ -38,44 +39,59 @@ class Target:
             raise click.UsageError(f"--param goes with a class, as in {file}::CLASS")
         return cls(Path(file), app, user_class if colons else None, tuple(params))
 
-    def load(self, served: str | None, *, under_run: bool = False) -> tuple[str, list[Definition]]:
-        """Import the file; return the name that producers look for, and what there is to serve.
+    def name(self, served: str | None) -> str:
+        """Import the file; return the name that producers look for.
 
         Args:
             served: the name that it is to be served under instead, if there is one.
-            under_run: there may be nothing to serve but instances with executors of their own,
-                which are started on first use.
 
         Raises:
-            LoadError: the file does not load, or lacks the app, the class or functions.
+            LoadError: the file does not load, or lacks the app or the class.
             ConfigError: a parameter is wrong.
         """
-        from ..app.load import load_file
-
-        app = self._find_app(load_file(self.file), served)
+        app = self._find_app(served)
         if self.user_class is None:
-            if not app.definitions and app.classes and not under_run:
-                one = next(iter(app.classes.values()))
-                raise LoadError(
-                    f"class {one.name} of app {app.name!r} needs parameters "
-                    f"({', '.join(one.parameters)}); serve one instance with "
-                    f"`shmbatch start {self.file}::{one.name} --param ...`"
-                )
-            if not app.definitions and not app.classes:
-                raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
-            return app.name, list(app.definitions.values())
+            return app.name
+        chosen, values = self._chosen(app)
+        return chosen.address(values, next(iter(chosen.members))).served_as()
+
+    def definitions(self, served: str | None, *, under_run: bool) -> list[Definition]:
+        """Import the file; return what there is to serve.
+
+        Args:
+            under_run: there may be nothing but instances with executors of their own, which are
+                started on first use.
+
+        Raises:
+            LoadError, ConfigError: as `name`; or there are no functions.
+        """
+        app = self._find_app(served)
+        if self.user_class is not None:
+            chosen, values = self._chosen(app)
+            return chosen.definitions(values)
+        if not app.definitions and not app.classes:
+            raise LoadError(f"app {app.name!r} has no functions; add one with @app.function()")
+        if not app.definitions and not under_run:
+            one = next(iter(app.classes.values()))
+            raise LoadError(
+                f"class {one.name} of app {app.name!r} needs parameters "
+                f"({', '.join(one.parameters)}); serve one instance with "
+                f"`shmbatch start {self.file}::{one.name} --param ...`"
+            )
+        return list(app.definitions.values())
+
+    def _chosen(self, app: App) -> tuple[Class, Values]:
         if self.user_class not in app.classes:
             known = ", ".join(map(repr, app.classes)) or "none"
             raise LoadError(f"app {app.name!r} has no class {self.user_class!r}; it has {known}")
         chosen = app.classes[self.user_class]
-        values = chosen.read(self.params)
-        definitions = chosen.definitions(values)
-        return chosen.address(values, next(iter(chosen.members))).served_as(), definitions
+        return chosen, chosen.read(self.params)
 
-    def _find_app(self, module: ModuleType, served: str | None) -> App:
+    def _find_app(self, served: str | None) -> App:
         """Return the app that was asked for, else that called as served, else the only one."""
-        from ..app.load import find_app
+        from ..app.load import find_app, load_file
 
+        module = load_file(self.file)
         if self.app is None and served is not None:
             try:
                 return find_app(module, served)

@@ -145,6 +145,7 @@ def test_what_is_served_already_is_connected_to_and_the_file_not_looked_at(tmp_p
 
 
 @over_both
+@pytest.mark.slow
 def test_of_32_processes_at_once_one_starts_the_one_executor(
     tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
@@ -165,6 +166,7 @@ def test_of_32_processes_at_once_one_starts_the_one_executor(
     shmbatch.stop("served")
 
 
+@pytest.mark.slow
 def test_of_32_processes_at_once_all_hear_why_the_file_does_not_load(
     tmp_path: Path, sockets: Path
 ) -> None:

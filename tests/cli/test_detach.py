@@ -221,7 +221,9 @@ def test_a_child_of_one_that_died_while_it_started_does_not_hide_that(
     processes.wait_until(lambda: not Path(f"/proc/{child}").exists(), "its child has ended")
 
 
-@pytest.mark.parametrize("text", [HANGING, DEAF], ids=["hears", "deaf"])
+@pytest.mark.parametrize(
+    "text", [HANGING, pytest.param(DEAF, marks=pytest.mark.slow)], ids=["hears", "deaf"]
+)
 def test_one_that_takes_too_long_is_stopped(
     tmp_path: Path, logs: Path, sockets: Path, text: str
 ) -> None:

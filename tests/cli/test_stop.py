@@ -176,7 +176,9 @@ def test_one_that_drains_is_waited_for_and_may_be_ended_now(tmp_path: Path, sock
             running.get(timeout=60)
 
 
-@pytest.mark.parametrize("text", [HANGING, DEAF], ids=["hears", "deaf"])
+@pytest.mark.parametrize(
+    "text", [HANGING, pytest.param(DEAF, marks=pytest.mark.slow)], ids=["hears", "deaf"]
+)
 def test_one_that_loads_is_interrupted(tmp_path: Path, sockets: Path, text: str) -> None:
     file = written(tmp_path, "served.py", text)
     with started("start", file, "--name", "given") as process:
@@ -187,6 +189,7 @@ def test_one_that_loads_is_interrupted(tmp_path: Path, sockets: Path, text: str)
         assert list(sockets.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_killed_if_it_is_to_end_now(
     tmp_path: Path, sockets: Path, transport: str
 ) -> None:
@@ -199,6 +202,7 @@ def test_one_that_does_not_answer_is_killed_if_it_is_to_end_now(
         assert list(sockets.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_not_waited_for_for_ever(
     tmp_path: Path, sockets: Path, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +244,18 @@ def test_what_is_no_lock_file_keeps_none_from_being_stopped(tmp_path: Path, sock
             (sockets / "link.lock").unlink()
 
 
+def refusals() -> int:
+    return sum(type(each) is errors.ExecutorNotFound for each in gc.get_objects())
+
+
 def test_a_refused_stop_leaves_nothing_for_the_garbage_collector(sockets: Path) -> None:
     """The caller's frames, and what they hold, would live until the next collection."""
     gc.collect()
     gc.disable()
     try:
+        before = refusals()  # that other test files hold
         with suppress(errors.ExecutorNotFound):
             shmbatch.stop("nobody")
-        assert not [each for each in gc.get_objects() if type(each) is errors.ExecutorNotFound]
+        assert refusals() == before
     finally:
         gc.enable()

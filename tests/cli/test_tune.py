@@ -132,6 +132,7 @@ def test_tune_measures_proposes_expects_and_checks(tmp_path: Path) -> None:
 
 
 @pytest.mark.no_transport
+@pytest.mark.slow
 def test_tune_writes_and_draws_for_people(tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text('{"ys": [0.5, 1.5], "xs": [1, 2]}')
     options = ("--target-ms", "50", "--rate", "300", "--input", "numbers.json", *QUICK)
@@ -149,6 +150,7 @@ def test_tune_writes_and_draws_for_people(tmp_path: Path) -> None:
 
 
 @pytest.mark.no_transport
+@pytest.mark.slow
 def test_a_method_of_a_class_is_tuned_on_an_object_that_was_entered(tmp_path: Path) -> None:
     found = document(tmp_path, "Policy.act", "--no-plot")
     assert found["name"] == "sleeper.Policy.act"

@@ -51,6 +51,8 @@ from tests.model.tso_checker import (
     wake,
 )
 
+pytestmark = pytest.mark.slow  # every interleaving, of several producers
+
 NAMES = ("alice", "bob", "carol")
 STUCK = "stuck for ever: nobody can move"
 
