@@ -155,7 +155,7 @@ def _marked(document: Path) -> Any:
 
 
 @pytest.mark.no_transport  # but as it is written
-@pytest.mark.parametrize("document", map(_marked, DOCUMENTS), ids=map(name, DOCUMENTS))
+@pytest.mark.parametrize("document", [*map(_marked, DOCUMENTS)], ids=[*map(name, DOCUMENTS)])
 def test_the_examples_of_a_document_do_what_it_says(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
