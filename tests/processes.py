@@ -325,14 +325,20 @@ def children() -> set[int]:
     """The children of this process, zombies among them."""
     # Not /proc/.../children: that may leave some out while others end.
     found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
+    for name in os.listdir("/proc"):  # noqa: PTH208 - twice a test, and paths are slow
+        if name.isdecimal():
             try:
-                status = (entry / "stat").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
+                fd = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+            except FileNotFoundError:
                 continue  # it has just ended
+            try:
+                status = os.read(fd, 4096)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(fd)
             if int(status.rpartition(b")")[2].split()[1]) == os.getpid():
-                found.add(int(entry.name))
+                found.add(int(name))
     return found
 
 
@@ -348,5 +354,6 @@ def shared_memory() -> set[str]:
             entries.setdefault(int(maker[1]), set()).add(entry.name)
     if not entries:
         return set()
-    makers = {os.getpid()} | {pid for pid in recorded() if not Path(f"/proc/{pid}").exists()}
-    return {name for pid in entries.keys() & makers for name in entries[pid]}
+    ours = entries.keys() & (recorded() | {os.getpid()})
+    makers = {pid for pid in ours if pid == os.getpid() or not Path(f"/proc/{pid}").exists()}
+    return {name for pid in makers for name in entries[pid]}
