@@ -33,7 +33,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGUMENTS)
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist loadfile $(ARGUMENTS)
+	$(VENV)/bin/python -m pytest -m 'slow and not soak' --numprocesses 2 --dist loadfile $(ARGUMENTS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check

@@ -61,6 +61,7 @@ OVER_ONE = {
     "tests/test_reaching.py",
     "tests/tuning/",  # batches in one process, and what is made of their times
     "tests/web/test_bad_input.py",  # and those below: how web workers call does not matter there
+    "tests/web/test_docs_page.py",
     "tests/web/test_lifecycle.py",
     "tests/web/test_other_servers.py",
     "tests/web/test_server.py",
