@@ -117,11 +117,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _transports(metafunc: pytest.Metafunc) -> list[Any]:
-    """Return the transports that a test runs over, those of the slow suite marked.
-
-    How a command is written, or a request answered, hardly depends on them.
-    """
+    """Return the transports that a test runs over; over others than the first it is slow."""
     folder = Path(metafunc.module.__file__ or "").parent.name
     first, *others = TRANSPORTS
-    marks = [pytest.mark.slow] if folder in ("app", "cli", "web") else []
+    # What a user sees is worth it every day, and a soak is asked for by name.
+    marks = [] if folder in ("conformance", "soak") else [pytest.mark.slow]
     return [first, *(pytest.param(each, marks=marks) for each in others)]

@@ -149,8 +149,8 @@ class Session:
 
 
 def _marked(document: Path) -> Any:
-    """The README and the tutorial are what everybody reads; the others are run where time is."""
-    marks = [] if document.name in ("README.md", "tutorial.md", "index.md") else [pytest.mark.slow]
+    """The README is what everybody reads; the others are run where there is time."""
+    marks = [] if document.name in ("README.md", "index.md") else [pytest.mark.slow]
     return pytest.param(document, marks=marks)
 
 

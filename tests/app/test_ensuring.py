@@ -219,6 +219,7 @@ def test_where_starter_and_executor_are_killed_while_it_loads_another_takes_over
     with callers(tmp_path, file, 1) as first, callers(tmp_path, file, 4) as others:
         at_once(first)
         executor = processes.wait_until(loading, "it loads").pid
+        processes.wait_until((tmp_path / "imports").exists, "it has noted that")
         at_once(others)
         for process in others:
             processes.wait_until(lambda: joined(process.pid), "it waits")  # noqa: B023
