@@ -73,6 +73,20 @@ def find_app(module: ModuleType, name: str | None = None) -> App:
     return found[0]
 
 
+def find_served_app(module: ModuleType, name: str | None, served: str | None) -> App:
+    """Return the app called *name*, else that called as it is served, else the only one.
+
+    Raises:
+        LoadError: as `find_app`.
+    """
+    if name is None and served is not None:
+        try:
+            return find_app(module, served)
+        except LoadError:
+            pass
+    return find_app(module, name)
+
+
 def find_entrypoint(app: App, name: str | None = None) -> Callable[[], Any]:
     """Return the app's entrypoint, or that called *name*.
 

@@ -88,13 +88,6 @@ class Target:
         return chosen, chosen.read(self.params)
 
     def _find_app(self, served: str | None) -> App:
-        """Return the app that was asked for, else that called as served, else the only one."""
-        from ..app.load import find_app, load_file
+        from ..app.load import find_served_app, load_file
 
-        module = load_file(self.file)
-        if self.app is None and served is not None:
-            try:
-                return find_app(module, served)
-            except LoadError:
-                pass
-        return find_app(module, self.app)
+        return find_served_app(load_file(self.file), self.app, served)

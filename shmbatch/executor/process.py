@@ -19,6 +19,7 @@ from ..contract.definition import Definition
 from ..contract.device import device_name
 from ..protocol import _core, ownership, snapshot
 from ..protocol.spinning import wait_mode
+from ..protocol.terminal import has_terminal
 from ..protocol.transport import executor_transport
 from .control import Control
 from .dying import DeviceLost, die
@@ -183,7 +184,7 @@ class _Signals:
         self.second: Callable[[int], None] | None = None
         self._seen = False
         self._pid = os.getpid()
-        self._terminal = _has_terminal()
+        self._terminal = has_terminal()
         self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -213,14 +214,6 @@ class _Signals:
                 self.second(128 + number)
             self._seen = True
         self.first()
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 def _listen(path: str) -> socket.socket:

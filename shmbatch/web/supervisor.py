@@ -28,6 +28,7 @@ from typing import Any
 from ..app.launching import command, kept
 from ..errors import ExecutorGone, ShmbatchError
 from ..protocol import ownership
+from ..protocol.terminal import has_terminal
 from .child import Child
 from .listening import url_of
 from .workers import Worker
@@ -80,7 +81,7 @@ class _Supervisor:
         self._executor: Child | None = None
         self._reload = asyncio.Event()
         # Who was told to ignore that its terminal goes, as by nohup, has none to lose.
-        self._terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+        self._terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and has_terminal()
         self._is_stopping = False
 
     async def run(self) -> int:
@@ -240,7 +241,7 @@ class _Supervisor:
         serving.cancel()
 
     def _hang_up(self, serving: asyncio.Task[int]) -> None:
-        if self._terminal and not _has_terminal():
+        if self._terminal and not has_terminal():
             if not self._is_stopping:
                 self._stop(signal.SIGHUP, serving)
         else:
@@ -264,11 +265,3 @@ async def _end(children: Sequence[Child], grace_s: float | None = None) -> None:
                 log.warning("%s has not finished within %g s and is killed", child.what, grace_s)
                 child.kill()
         await asyncio.gather(*(child.ended() for child in children))
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

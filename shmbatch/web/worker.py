@@ -24,9 +24,8 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..app.app import App
 from ..app.extras import needed
-from ..app.load import find_app, load_file
+from ..app.load import find_served_app, load_file
 from ..app.reports import Reporter, report_of
 from ..errors import LoadError, ShmbatchError
 from ..protocol import names
@@ -75,7 +74,7 @@ def _serve(orders: Orders, report: Reporter) -> None:
     from .server import Server, Shared
     from .site import site_of
 
-    app = _app(orders)
+    app = find_served_app(load_file(Path(orders.file)), orders.app, orders.name)
     if not app.endpoints:
         raise LoadError(
             f"app {app.name!r} has no endpoints; put @shmbatch.fastapi_endpoint(...) or "
@@ -101,17 +100,6 @@ def _serve(orders: Orders, report: Reporter) -> None:
         server.run(sockets=[Shared(fileno=orders.listener)])
     except SystemExit:
         raise LoadError(f"an endpoint of app {app.name!r} failed to start, see above") from None
-
-
-def _app(orders: Orders) -> App:
-    """Return the app that is meant: named so, else called as it is served, else the only one."""
-    module = load_file(Path(orders.file))
-    if orders.app is None and orders.name is not None:
-        try:
-            return find_app(module, orders.name)
-        except LoadError:
-            pass
-    return find_app(module, orders.app)
 
 
 def _end_with(supervisor: int) -> None:
