@@ -1,12 +1,16 @@
 """Builds the C core; everything else about the package is in pyproject.toml."""
 
+from sysconfig import get_config_var
 from textwrap import shorten
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
-CORE = ("core", "values", "segment", "producer", "executor", "batch")
+CORE = ("core", "values", "segment", "producer", "moving", "executor", "batch", "watchdog")
+
+# A free-threaded interpreter has no limited API; there the core is built for just that version.
+LIMITED = not get_config_var("Py_GIL_DISABLED")
 
 
 class BuildCore(build_ext):
@@ -26,12 +30,12 @@ setup(
         Extension(
             "shmbatch.protocol._core",
             [f"shmbatch/protocol/{name}.c" for name in CORE],
-            depends=["shmbatch/protocol/core.h", "shmbatch/protocol/ring.h"],
-            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            depends=[f"shmbatch/protocol/{name}.h" for name in ("core", "producer", "ring")],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit"],
-            py_limited_api=True,
+            py_limited_api=LIMITED,
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
     cmdclass={"build_ext": BuildCore},
 )

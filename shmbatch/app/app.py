@@ -191,7 +191,9 @@ class App:
         """Return a context manager in which this app's executor runs as a child process.
 
         It has a private name: this app's handles resolve to it, here and in children started
-        meanwhile. On leaving, calls already made finish, then the executor ends.
+        meanwhile. On leaving, calls already made finish, then the executor ends. If it dies
+        before, another one is started; if that fails five times in a row, calls get
+        `ExecutorGone` with the cause.
 
         Args:
             wait: ``"auto"``, ``"spin"`` or ``"park"``, for the executor and, through

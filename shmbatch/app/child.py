@@ -25,7 +25,7 @@ def serving_child(
     device: str | None = None,
     wait: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start an executor of *file*, and return it when it serves.
+    """Start an executor of *file*, and return it when it serves; with --restart, its supervisor.
 
     It is in a session of its own: a Ctrl-C is for us, who tell it to drain.
 

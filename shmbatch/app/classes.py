@@ -136,7 +136,11 @@ class Class:
         assert isinstance(member, Method)
         function = member.function
         one = BatchParameters(1, 0)
-        return Definition(whole_name, function, signature, one, member.slots, instance=instance)
+        return Definition(
+            *(whole_name, function, signature, one, member.slots),
+            instance=instance,
+            failing=member.failing,
+        )
 
     def made(self, values: Values) -> Any:
         """Return an object of the user's class in this process, not entered yet."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..contract.batching import BatchParameters, batch_parameters, slot_capacity
 from ..contract.definition import Definition, DirectDma, InstanceDefinition
+from ..contract.failing import FailureOptions, failure_options
 from ..contract.gpu import direct_dma_mode, graphs_wanted
 from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
 from ..contract.signature import Signature
@@ -28,6 +29,7 @@ class Batched(Member):
     batch_sizes: tuple[int, ...] | None = None
     cuda_graphs: bool = False
     direct_dma: DirectDma = "auto"
+    failing: FailureOptions = field(default_factory=FailureOptions)
 
     def definition(
         self, name: str, signature: Signature, instance: InstanceDefinition | None = None
@@ -44,6 +46,7 @@ class Batched(Member):
             self.cuda_graphs,
             self.direct_dma,
             instance,
+            self.failing,
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,6 +72,9 @@ def batched(
     batch_sizes: Sequence[int] | None = None,
     cuda_graphs: bool = False,
     direct_dma: DirectDma = "auto",
+    idempotent: bool = False,
+    on_error: str = "raise",
+    execution_timeout: float | None = None,
 ) -> Callable[[Callable[..., Any]], Batched]:
     """Make a function on lists run on batches of single calls.
 
@@ -103,6 +109,15 @@ def batched(
         direct_dma: on a GPU, whether inputs are copied there straight from the slots, not
             through a staging buffer: ``"auto"``, where that is quicker; True, wherever it can
             be done; False, nowhere.
+        idempotent: whether a call may be executed again that may have been executed already. A
+            batch for which memory does not suffice is then halved and retried, and what an
+            executor had begun when it died is begun again by the one that replaces it.
+        on_error: what becomes of a batch when the function raises: ``"raise"``, all its calls
+            get that; ``"isolate"``, it is halved and retried until only bad inputs fail, in at
+            most 2 k log2(n) + 1 executions for k bad of n, and *idempotent* is taken as said.
+        execution_timeout: most seconds that one execution of a batch may take, up to 86400.
+            Beyond that the executor ends, callers get `ExecutorGone`, and where it is supervised
+            another one takes its place. None: no limit.
 
     Raises:
         ConfigError: a value is missing or out of bounds, contradicts another, or what is
@@ -124,6 +139,7 @@ def batched(
     sizes = allowed_sizes(batch_sizes, max_batch_size)
     graphs = graphs_wanted(cuda_graphs, sizes)
     direct = direct_dma_mode(direct_dma)
+    failing = failure_options(idempotent, on_error, execution_timeout)
 
     def decorate(function: Callable[..., Any]) -> Batched:
         if inspect.isclass(function):
@@ -132,6 +148,8 @@ def batched(
             )
         if not inspect.isfunction(function):
             raise ConfigError(f"@batched decorates {function!r}; it must be a function")
-        return Batched(function, parameters, slots, lockstep, values, sizes, graphs, direct)
+        return Batched(
+            function, parameters, slots, lockstep, values, sizes, graphs, direct, failing
+        )
 
     return decorate

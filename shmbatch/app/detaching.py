@@ -166,6 +166,7 @@ class Detached:
         user_class: serve this class of the file alone.
         params: of that class, each as ``name=value``.
         log: an open log; of an executor without *name*, moved to its app's name if *log_moves*.
+        options: more of them, for ``shmbatch start``.
 
     Raises:
         LoadError: there is no such file.
@@ -185,6 +186,7 @@ class Detached:
         device: str | None = None,
         wait: str | None = None,
         log_moves: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
         self.file = resolved(file)
         if not self.file.is_file():
@@ -206,6 +208,7 @@ class Detached:
                             "--background",
                             *(part for each in params for part in ("--param", each)),
                             *(("--log-since", str(log.start)) if log_moves else ()),
+                            *options,
                             name=name,
                             app=app,
                             transport=transport,

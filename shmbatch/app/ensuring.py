@@ -67,13 +67,13 @@ def ensure(
     transport_name(transport)
     device_name(device)
     if names.resolve(app) != app:  # inside a run: that executor and no other
-        function.connect(timeout, answer_s=_patience_s(deadline))
+        function.connect(timeout, answer_s=_patience_s(deadline), served=True)
         return function
     path = Path(file)
 
     def connected() -> Function | None:
         try:
-            function.connect(0, answer_s=_patience_s(deadline))
+            function.connect(0, answer_s=_patience_s(deadline), served=True)
         except ExecutorNotFound:  # it has just ended, or does not answer
             if is_late(deadline):
                 raise

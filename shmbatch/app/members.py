@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from ..contract.batching import slot_capacity
 from ..contract.definition import Hook
+from ..contract.failing import FailureOptions, failure_options
 from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
 from ..errors import ConfigError
 
@@ -49,6 +50,7 @@ class Method(Member):
 
     slots: int | None
     values: ValueOptions
+    failing: FailureOptions = field(default_factory=FailureOptions)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def method(
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_lengths: Mapping[str, int] | None = None,
     codec: str | None = None,
+    idempotent: bool = False,
+    execution_timeout: float | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Have a method of an `App.cls` class called as it is, with the arguments of one call.
 
@@ -122,7 +126,7 @@ def method(
 
     Args:
         slots: calls that one producer can have pending; by default 64.
-        max_bytes, max_lengths, codec: as of `batched`.
+        max_bytes, max_lengths, codec, idempotent, execution_timeout: as of `batched`.
 
     Raises:
         ConfigError: an argument is wrong, or what is decorated is no method.
@@ -131,12 +135,13 @@ def method(
         raise ConfigError("method takes its arguments by keyword; write @shmbatch.method()")
     slot_capacity(1, slots, 0, 0)  # checks slots
     values = value_options(max_bytes, max_lengths, "list", codec)
+    failing = failure_options(idempotent, execution_timeout=execution_timeout)
 
     def decorate(function: Callable[..., Any]) -> Method:
         if not inspect.isfunction(function):
             raise ConfigError(
                 f"@shmbatch.method() decorates {function!r:.100}; it must be a method"
             )
-        return Method(function, slots, values)
+        return Method(function, slots, values, failing)
 
     return decorate

@@ -37,8 +37,13 @@ class Reporter:
             except BrokenPipeError:
                 pass  # it has died, or does not care any more; we serve all the same
             if last:
-                os.close(self._fd)
-                self._fd = None
+                self.close()
+
+    def close(self) -> None:
+        """Have nothing more to say. Idempotent."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 def report_of(error: ShmbatchError) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from ..client import pool
 from ..errors import ConfigError
-from ..protocol import descriptors, names, ownership
+from ..protocol import descriptors, names, owners, ownership
 from .child import end, lifeline_to, serving_child
 from .starting import gone_on_leaving
 
@@ -37,8 +37,11 @@ class Running:
 
     @property
     def pid(self) -> int | None:
-        """The executor's process, while it runs."""
-        return None if self._child is None else self._child.pid
+        """The executor's process, while it runs; another one after it has died."""
+        if self._child is None:
+            return None
+        owner = owners.owner(self._private)
+        return None if owner is None or owner.pid == self._child.pid else owner.pid
 
     def __enter__(self) -> Running:
         if self._child is not None:
@@ -48,6 +51,7 @@ class Running:
             lifeline = lifeline_to(os.getpid())
         self._child = serving_child(
             self._file,
+            "--restart",
             lifeline=lifeline,
             name=self._private,
             app=self._app,
@@ -84,7 +88,7 @@ class Running:
         self._end()
 
     def _end(self) -> None:
-        """Have the executor drain, and wait until it is gone."""
+        """Have the executor drain, and wait until it is gone, and its supervisor."""
         child, self._child = self._child, None
         if child is None:
             return

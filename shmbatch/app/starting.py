@@ -115,7 +115,7 @@ def why_late(name: str, owner: owners.Owner | None) -> str:
 class OnFirstUse:
     """Under a run of *app*: starts the executor of one instance of a class, when it is used.
 
-    That executor drains when the run's own is gone, whoever has started it.
+    That executor drains when the run is over, whoever has started it.
     """
 
     file: Path
@@ -157,7 +157,8 @@ class OnFirstUse:
             raise ExecutorGone(f"the run of {self.app!r} is over")
         with descriptors.needed(f"start an executor of '{self.file}'"):
             try:
-                lifeline = lifeline_to(owner.pid)
+                # Of the supervisor: it is there as long as the run.
+                lifeline = lifeline_to(owner.keeper or owner.pid)
             except ProcessLookupError:
                 raise ExecutorGone(f"the run of {self.app!r} is over") from None
         parameters = [
@@ -165,6 +166,7 @@ class OnFirstUse:
         ]
         child = serving_child(
             self.file,
+            "--restart",
             *parameters,
             lifeline=lifeline,
             name=name,
@@ -205,12 +207,16 @@ def wait_for_instances(private: str) -> None:
 
 
 def _pidfds(private: str) -> list[int]:
-    """Open a pidfd of each executor of an instance of the run with this private name."""
+    """Open a pidfd of each executor of an instance of the run with this private name.
+
+    Or of its supervisor, which is there for longer.
+    """
     pidfds = []
     for owner in owners.owners():
-        if owner.pid is not None and owner.app.startswith(f"{private}-"):
+        pid = owner.keeper or owner.pid
+        if pid is not None and owner.app.startswith(f"{private}-"):
             try:
-                pidfds.append(os.pidfd_open(owner.pid))
+                pidfds.append(os.pidfd_open(pid))
             except ProcessLookupError:
                 pass
     return pidfds

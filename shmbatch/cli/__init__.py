@@ -16,7 +16,7 @@ import click
 from ..errors import ShmbatchError
 from ..protocol.descriptors import shortage
 
-_VERBS = ("run", "serve", "start", "stop", "ps", "stats", "tune")
+_VERBS = ("run", "serve", "start", "reload", "stop", "ps", "stats", "tune", "doctor")
 
 
 class _Verbs(click.Group):

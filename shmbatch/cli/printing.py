@@ -50,10 +50,12 @@ def duration(seconds: float) -> str:
 
 
 def memory(nbytes: int) -> str:
-    """Say how much in KiB or MiB."""
+    """Say how much in KiB, MiB or GiB."""
     if nbytes < 1 << 20:
         return f"{nbytes / 1024:.1f} KiB"
-    return f"{nbytes / 1024**2:.1f} MiB"
+    if nbytes < 1 << 30:
+        return f"{nbytes / 1024**2:.1f} MiB"
+    return f"{nbytes / 1024**3:.1f} GiB"
 
 
 def table(

@@ -14,20 +14,23 @@ import click
 
 from ..app.reports import Reporter, report_of
 from ..contract.device import device_name
-from ..errors import ShmbatchError
+from ..errors import LoadError, ShmbatchError
 from ..protocol.descriptors import shortage
 from ..protocol.spinning import MODES
 from ..protocol.transport import transport_name
+from . import admission as admitting
 from . import options
 from .printing import say
 from .target import Target
 
 if TYPE_CHECKING:
     from ..contract.definition import Definition
+    from ..protocol.orders import Orders
 
 log = logging.getLogger("shmbatch.executor")
 
 _TAIL_LINES = 20
+_STDOUT = 1
 
 
 @click.command("start")
@@ -51,6 +54,12 @@ _TAIL_LINES = 20
     show_default=True,
     help="How the executor waits for calls: auto spins where a CPU is spare, spin always does, "
     "park never. [env: SHMBATCH_WAIT]",
+)
+@admitting.options
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Start the executor again when it dies; `shmbatch reload` has it load FILE anew.",
 )
 @click.option("--detach", is_flag=True, help="Run in the background; return when it serves.")
 @click.option(
@@ -79,6 +88,8 @@ def command(
     transport: str | None,
     device: str | None,
     wait: str,
+    admission: admitting.Admission,
+    restart: bool,
     detach: bool,
     log_file: Path | None,
     timeout: float | None,
@@ -90,12 +101,14 @@ def command(
     """Serve FILE's functions until stopped, or one instance of a class of it.
 
     SIGTERM, Ctrl-C and `shmbatch stop` let calls already made finish; a second signal does not.
+    With --restart SIGHUP reloads FILE.
     """
     served = Target.parse(target, app_name, params)
     transport = transport_name(transport)
     device = device_name(device)
+    admission.check(transport)
     if detach:
-        _detach(served, name, transport, device, wait, log_file, timeout)
+        _detach(served, name, transport, device, wait, admission, restart, log_file, timeout)
         return
     for option, value in (("--log", log_file), ("--timeout", timeout)):
         if value is not None:
@@ -115,15 +128,33 @@ def command(
             logging.getLogger("shmbatch").setLevel(logging.WARNING)
     if supervisor_fd is not None:
         os.set_inheritable(supervisor_fd, False)
+    under_run, orders = supervisor_fd is not None, None
+    if restart:
+        orders = _supervised(supervisor_fd, notify, report)
+        # From here on this is an executor; the supervisor has stayed behind.
+        supervisor_fd, notify = None, orders.notify
     try:
-        _serve(served, name, transport, device, wait, report, supervisor_fd, notify, log_since)
+        _serve(
+            *(served, name, transport, device, wait, admission, report, supervisor_fd, orders),
+            under_run,
+            notify,
+            log_since,
+        )
     except ShmbatchError as error:
+        if orders is not None:
+            orders.say("failed", **report_of(error))
+            if orders.name is not None:
+                sys.exit(1)  # the supervisor says why
         if ready_fd is None:
             raise
         if background:
             log.error("%s", error)
         report.make(report_of(error))
         sys.exit(1)  # who started us says why
+    except KeyboardInterrupt:
+        if ready_fd is None:
+            raise
+        sys.exit(1)  # while it loaded; who started us has had it end, and says so
 
 
 def _serve(
@@ -132,8 +163,11 @@ def _serve(
     transport: str,
     device: str,
     wait: str,
+    admission: admitting.Admission,
     report: Reporter,
     supervisor_fd: int | None,
+    orders: Orders | None,
+    under_run: bool,
     notify: Any,
     log_since: int | None,
 ) -> None:
@@ -147,15 +181,23 @@ def _serve(
     def load() -> Sequence[Definition]:
         serving(target.name(name))
         serving(served)
-        return target.definitions(name, under_run=supervisor_fd is not None)
+        return target.definitions(name, under_run=under_run)
 
     try:
         # The name is needed before the file is loaded, unless the file has to say it.
         served = name if name is not None else target.name(None)
-        if log_since is not None and served != file.stem:
+        before = None if orders is None else orders.name
+        if before not in (None, served):
+            raise LoadError(
+                f"'{file}' has app {served!r} now and had {before!r}; stop that one and start "
+                f"this, or give the name with --name"
+            )
+        if before is None and log_since is not None and served != file.stem:
             from ..app.detaching import move_log
 
             report.make({"name": served, "start": move_log(served, log_since)})
+            if orders is not None:
+                orders.say("log", [_STDOUT])
         serve(
             served,
             load,
@@ -164,15 +206,28 @@ def _serve(
             wait=wait,
             ready=lambda: report.make({"ready": True, "name": served}, last=True),
             supervisor_fd=supervisor_fd,
+            orders=orders,
             file=resolved(file),
             called=target.app if served.startswith(RUN) else None,
             notify=notify,
+            access=admission.access(),
+            limits=admission.limits(),
         )
     except OSError as error:
         told = shortage(f"serve '{file}'", error)
         if told is None:
             raise
         raise told from error
+
+
+def _supervised(supervisor_fd: int | None, notify: Any, report: Reporter) -> Orders:
+    """Return in each executor that this process, now a supervisor, forks."""
+    from ..supervisor.process import supervise
+
+    orders = supervise(lifeline=supervisor_fd, notify=notify, forked=report.close)
+    if isinstance(orders, int):
+        sys.exit(orders)
+    return orders
 
 
 def _tell_nobody(**state: object) -> None:
@@ -191,6 +246,8 @@ def _detach(
     transport: str,
     device: str,
     wait: str,
+    admission: admitting.Admission,
+    restart: bool,
     log_file: Path | None,
     timeout: float | None,
 ) -> None:
@@ -217,6 +274,7 @@ def _detach(
             device=device,
             wait=wait,
             log_moves=name is None and log_file is None,
+            options=[*admission.arguments(), *(["--restart"] if restart else [])],
         ) as executor,
     ):
         try:
@@ -232,4 +290,5 @@ def _detach(
                 for line in tail[-_TAIL_LINES:]:
                     click.echo(line, err=True)
             raise
-        say(f"{executor.name} is served by process {executor.pid}, log {opened.path}")
+        how = "kept served" if restart else "served"
+        say(f"{executor.name} is {how} by process {executor.pid}, log {opened.path}")

@@ -30,9 +30,21 @@ def command(name: str, as_json: bool) -> None:
         f"up {duration(counted['uptime_s'])}, transport {counted['transport']}, "
         f"device {counted['device']}, protocol {counted['version']}"
     )
+    say(_admission(counted["admission"]))
     for function, counts in counted["functions"].items():
         say()
         say("\n".join(_function(function, counts)))
+
+
+def _admission(admission: dict[str, int]) -> str:
+    line = (
+        f"producers: {admission['producers']} of at most {admission['producers_max']}, "
+        f"with {memory(admission['nbytes'])} of at most {memory(admission['nbytes_max'])}"
+    )
+    for what in ("refused", "expelled"):
+        if admission[what]:
+            line += f"; {admission[what]} {what}"
+    return line
 
 
 def _function(name: str, counts: dict[str, Any]) -> Iterator[str]:
@@ -49,6 +61,12 @@ def _function(name: str, counts: dict[str, Any]) -> Iterator[str]:
         yield "  failed: " + ", ".join(f"{n} {kind}" for kind, n in counts["failed"].items())
     if counts["calls_cancelled"]:
         yield f"  cancelled: {counts['calls_cancelled']}"
+    if counts["executions_halved"]:
+        yield f"  executions: {counts['executions_halved']} failed and were halved"
+    if counts["executions_out_of_memory"]:
+        limit = counts["memory_limit"]
+        bounded = "" if limit is None else f", up to {limit} calls in a batch now"
+        yield f"  out of memory: {counts['executions_out_of_memory']} executions{bounded}"
     if not counts["batches"]:
         yield "  batches: none"
         return

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ExecutorNotFound, HandshakeError
-from ..protocol import control, descriptors, directory, names, snapshot
-from .handshake import ANSWER_S, refusal, silent, unserved
+from ..protocol import access, control, descriptors, directory, names, snapshot
+from .greeting import refusal
+from .handshake import ANSWER_S, silent, unserved
 from .report import report
 
 
@@ -18,7 +19,10 @@ def statistics(app: str, *, timeout: float = ANSWER_S) -> dict[str, Any]:
     """Return what the executor of *app* has counted since it began to serve.
 
     ``name``, ``pid``, ``version`` (of the protocol), ``transport``, ``device``, ``state``
-    (``serving`` or ``draining``), ``uptime_s``; and ``functions``, for each by its name:
+    (``serving`` or ``draining``), ``uptime_s``; ``admission``, which is how many ``producers`` are
+    attached, the ``nbytes`` of their segments, what both may be at most (``producers_max``,
+    ``nbytes_max``), how many were ``refused``, and how many ``expelled`` because they broke the
+    protocol; and ``functions``, for each by its name:
 
     - ``max_batch_size`` and ``wait_ms``, as it was defined;
     - ``producers`` attached now; ``slots`` and ``segment_nbytes`` of each of them;
@@ -30,6 +34,9 @@ def statistics(app: str, *, timeout: float = ANSWER_S) -> dict[str, Any]:
     - ``batches``, ``mean_batch_size`` (None if there were none), ``batch_sizes`` (how many batches
       there were of each size, which is a text), ``sealed`` (for each reason), and
       ``batch_sizes_by_reason``;
+    - ``executions_halved``, those that failed and whose calls were run again in parts;
+      ``executions_out_of_memory``; and ``memory_limit``, the most calls in a batch for which there
+      was memory lately (None where it did suffice);
     - ``latency_us``: how long calls were ``waiting``, in ``staging``, ``running``, and in
       ``delivering``, each with ``count``, ``mean``, ``p50``, ``p90``, ``p99``, ``p99.9`` and
       ``max`` in microseconds (None if there were none). Percentiles are too large by a
@@ -44,7 +51,7 @@ def statistics(app: str, *, timeout: float = ANSWER_S) -> dict[str, Any]:
         ProtocolError: the answer was malformed.
         ConfigError: this process may open no more descriptors.
     """
-    asking = _asked(app, {"kind": "statistics"}, timeout)
+    asking = asked(app, {"kind": "statistics"}, timeout)
     with descriptors.needed(f"ask the executor of {app!r}"), asking as (sock, pidfd):
         try:
             control.wait_for_message(sock, pidfd)
@@ -68,13 +75,14 @@ def statistics(app: str, *, timeout: float = ANSWER_S) -> dict[str, Any]:
 
 
 @contextmanager
-def _asked(
+def asked(
     app: str, message: dict[str, Any], timeout: float
 ) -> Iterator[tuple[socket.socket, int]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(timeout)
         try:
             sock.connect(str(directory.socket_path(names.resolve(app))))
+            access.check_executor(sock, app)
             pidfd = control.peer_pidfd(sock)
             try:
                 if control.is_gone(sock, pidfd):  # a child of the dead executor still listens
@@ -84,7 +92,12 @@ def _asked(
                 os.close(pidfd)
                 raise
         except (FileNotFoundError, EOFError, ConnectionError):
+            said = control.last_message(sock)  # whom it does not serve it does not listen to
+            if said is not None and said["kind"] == "refused":
+                raise refusal(said) from None
             raise unserved(app) from None
+        except PermissionError:
+            raise access.not_let_in(app) from None
         except TimeoutError:
             raise silent(app, timeout) from None
         except BlockingIOError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import reduce
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import CallCancelled, CallTimeout, ConfigError, DeadlineExceeded, 
 from ..protocol._core import CANCELLED, FAILED, PENDING
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
+from .attended import SLICE_NS
 from .connection import Connection, Failure, Unfinished
 from .limits import UNLIMITED, Limits, earlier
 from .verbs import static_verb, verb
@@ -89,9 +91,11 @@ class FunctionCall:
 
         Looks at the executor's life no more than once in 25 ms; else it costs no system call.
         """
-        if not self._settle() and self._connection.should_look():
+        connection = self._connection
+        if not self._settle() and connection.should_look():
             try:
-                self._connection.check_alive(self._ticket)
+                if not connection.is_attended(self._ticket):
+                    connection.help(0)
             except ValueError:
                 pass  # another thread got the outcome just now
             except ShmbatchError as error:
@@ -188,7 +192,7 @@ class FunctionCall:
                 self._fail(error)
 
     def _wait_any(self, calls: Collection[FunctionCall]) -> None:
-        """Return when one of *calls*, all of this call's connection, may be done."""
+        """Return when one of *calls*, among them this one, may be done."""
         try:
             self._connection.wait_any(calls, self._ticket, _next_ns(calls))
         except ValueError:
@@ -198,11 +202,14 @@ class FunctionCall:
 
     async def _wait_any_aio(self, calls: Collection[FunctionCall]) -> None:
         """As `_wait_any`, for an event loop."""
-        tickets = [call._ticket for call in calls if not call.done()]
-        if len(tickets) < len(calls):
+        if any(call.done() for call in calls):
             return
+        connection, until_ns = self._connection, _next_ns(calls)
+        tickets = [call._ticket for call in calls if call._connection is connection]
+        if len(tickets) < len(calls):  # the others have to be looked at now and then
+            until_ns = earlier(until_ns, now_ns() + SLICE_NS)
         try:
-            await self._connection.listening().any_outcome(tickets, _next_ns(calls))
+            await connection.listening().any_outcome(tickets, until_ns)
         except ValueError:
             pass  # another thread got one of the outcomes just now
         except ShmbatchError as error:
@@ -267,10 +274,11 @@ class FunctionCall:
         self._state = state
         self._connection.tell(self._ticket)
 
-    def __del__(self) -> None:
+    # The default is found while modules still have their names.
+    def __del__(self, interpreter_ends: Callable[[], bool] = sys.is_finalizing) -> None:
         try:
-            if self._state != _WAITING:
-                return
+            if self._state != _WAITING or interpreter_ends():
+                return  # in the end the executor drops what this process has
         except AttributeError:
             return  # it was never made to its end
         try:

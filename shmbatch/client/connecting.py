@@ -30,7 +30,7 @@ def connect(
         ConfigError: an argument is wrong.
     """
     function = handle(address, arrays=arrays, wait=wait)
-    function.connect(timeout)
+    function.connect(timeout, served=True)
     return function
 
 

@@ -14,8 +14,9 @@ from ..protocol import names
 from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FULL
 from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
+from .attended import Attended
 from .call import FunctionCall
-from .connection import Connection, Forked, Unfinished
+from .connection import Connection, Forked, Replaced, Unfinished
 from .handshake import ANSWER_S, DECORATED
 from .limits import UNLIMITED, Limits, check, limits_from_now
 from .pool import connection_to
@@ -81,10 +82,14 @@ class Function:
         self._starter = starter
         self._connection: Connection | None = None
 
-    def connect(self, timeout: float | None = 0, *, answer_s: float = ANSWER_S) -> Connection:
+    def connect(
+        self, timeout: float | None = 0, *, answer_s: float = ANSWER_S, served: bool = False
+    ) -> Connection:
         """Return a live connection, waiting up to *timeout* seconds for an executor.
 
-        One that is there is given *answer_s* to answer, if that is longer.
+        One that is there is given *answer_s* to answer, if that is longer. Where an executor has
+        died and another one is about to come, calls may be made at once, and wait for it, or this
+        waits, as long as calls may; unless the connection is to be *served* in time.
 
         Raises:
             ExecutorNotFound, HandshakeError: as `shmbatch.connect`.
@@ -107,6 +112,8 @@ class Function:
                     wait=self._wait,
                     batching=self._batching,
                     answer_s=answer_s,
+                    kept_ns=deadline if served else deadline_after(self._timeout),
+                    served=served,
                 )
 
             if self._starter is None:
@@ -123,7 +130,7 @@ class Function:
             return True  # whatever the name means in an environment that we have inherited
         return address.served_as() in _serving
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Attended) -> None:
         """Let go of a connection; the next call looks the name up and connects anew."""
         if self._connection is connection:
             self._connection = None
@@ -299,6 +306,8 @@ class Function:
                 return connection, connection.submit(values, flags, limits)
             except Forked:
                 continue
+            except Replaced:
+                self.forget(connection)
 
     async def _submit_aio(
         self,
@@ -324,6 +333,8 @@ class Function:
                     values = connection.refusal(ticket, values)
             except Forked:
                 continue
+            except Replaced:
+                self.forget(connection)
 
     # ---- many calls ----------------------------------------------------------------------
 

@@ -1,19 +1,19 @@
-"""How a producer gets its connection: find the name, greet the executor, attach to its offer."""
+"""How a producer gets its connection: find the name, wait for somebody to serve it, attach."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from typing import Any
+from pathlib import Path
 
 from ..contract.batching import OtherBatching
 from ..contract.signature import Signature
-from ..errors import ExecutorNotFound, HandshakeError, ProtocolError, rebuilt
-from ..protocol import control, descriptors, directory, names
+from ..errors import ExecutorNotFound
+from ..protocol import access, control, descriptors, directory, names
 from ..protocol.clock import now_ns
-from ..protocol.layout import VERSION
 from .connection import Connection
+from .greeting import answered, greet
 
 ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
 DECORATED = OtherBatching()  # nothing other than what the function is decorated with
@@ -69,16 +69,26 @@ def _connect(
     attempt = 0
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        found = _found_at(path)
         try:
             remaining_s = 3600.0 if deadline_ns is None else (deadline_ns - now_ns()) / 1e9
             patience_s = max(remaining_s, answer_s)
             sock.settimeout(patience_s)
             sock.connect(str(path))
-            connection = _greet(
-                address, sock, signature, arrays=arrays, wait=wait, batching=batching
-            )
+            pidfd = greet(address, sock, signature, batching)
+            try:
+                control.wait_for_message(sock, pidfd)
+            finally:
+                os.close(pidfd)
+            with answered(address, sock) as (line, welcome):
+                connection = Connection(
+                    address, app, line, welcome, arrays=arrays, wait=wait, batching=batching
+                )
             sock.settimeout(None)
             return connection
+        except PermissionError:
+            sock.close()
+            raise access.not_let_in(str(address)) from None
         except TimeoutError:
             sock.close()
             raise silent(app, patience_s) from None
@@ -91,6 +101,8 @@ def _connect(
             EOFError,
         ):
             sock.close()
+            if remaining_s <= 0 and _found_at(path) not in (None, found):
+                continue  # at a reload: another executor has just taken over
             if remaining_s <= 0:
                 raise ExecutorNotFound(f"no executor serves {app!r}; {_remedy(address)}") from None
             time.sleep(min(_KNOCK_S[min(attempt, len(_KNOCK_S) - 1)], remaining_s))
@@ -98,6 +110,15 @@ def _connect(
         except BaseException:
             sock.close()
             raise
+
+
+def _found_at(path: Path) -> tuple[int, int] | None:
+    """Return what tells the socket at *path* from others that were, or will be, there."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _remedy(address: names.Address) -> str:
@@ -127,64 +148,3 @@ def silent(app: str, patience_s: float | None) -> ExecutorNotFound:
     return ExecutorNotFound(
         f"the executor of {app!r} does not answer{within}; it may be stopped or overloaded"
     )
-
-
-def _greet(
-    address: names.Address,
-    sock: socket.socket,
-    signature: Signature | None,
-    *,
-    arrays: str,
-    wait: str,
-    batching: OtherBatching,
-) -> Connection:
-    uid = control.peer_credentials(sock).uid
-    if uid != os.geteuid():
-        raise HandshakeError(
-            f"the executor of '{address}' runs as uid {uid} and this is uid {os.geteuid()}; "
-            f"run both as one user"
-        )
-    control.send(
-        sock,
-        {
-            "kind": "attach",
-            "version": VERSION,
-            "function": address.function,
-            "signature": None if signature is None else signature.to_message(),
-            "max_batch_size": batching.max_batch_size,
-            "wait_ns": batching.wait_ns,
-        },
-    )
-    pidfd = control.peer_pidfd(sock)
-    try:
-        control.wait_for_message(sock, pidfd)
-    finally:
-        os.close(pidfd)
-    reply, fds = control.receive(sock, max_fds=4)
-    try:
-        if reply["kind"] == "refused":
-            raise refusal(reply)
-        if reply["kind"] == "lost":  # it dies just now
-            raise EOFError
-        if reply["kind"] != "welcome" or len(fds) < 3:
-            raise HandshakeError(f"executor of '{address}' answered with {reply['kind']!r}")
-        try:
-            connection = Connection(address, sock, reply, fds, arrays=arrays, wait=wait)
-        except HandshakeError:
-            if control.is_gone(sock, None):  # and what it offered has gone with it
-                raise EOFError from None
-            raise
-    except (KeyError, TypeError, ProtocolError) as error:
-        raise HandshakeError(
-            f"executor of '{address}' sent a malformed welcome: {error}"
-        ) from None
-    finally:
-        for fd in fds:
-            os.close(fd)
-    control.send(sock, {"kind": "attached"})
-    return connection
-
-
-def refusal(reply: dict[str, Any]) -> Exception:
-    """Rebuild the error with which the executor refused."""
-    return rebuilt(reply.get("error"), reply.get("message"), HandshakeError)

@@ -3,7 +3,8 @@
 The executor writes one byte to the control socket for each batch in which an event loop's call
 was completed. Every loop that waits reads that socket; whichever reads the byte looks through all
 finished calls and tells each one's own loop, so a loop that is closed or busy stops nobody else.
-The socket's end, or the executor's pidfd, says that the executor is gone.
+The socket's end, or the executor's pidfd, says that the executor is gone. When the connection has
+gone over to another line, each loop reads that one from its next wait on.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..protocol._core import ASYNC, SUBMIT_FULL
+from ..protocol._core import ASYNC, DONE, SUBMIT_FULL
 from ..protocol.clock import now_ns
-from .connection import SLICE_NS
+from .attended import SLICE_NS
 from .limits import Limits, earlier
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .line import Line
+
+# How long a task sleeps between helping a successor to come.
+_HELP_EVERY_S = 0.005
 
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
@@ -51,9 +56,7 @@ class Listener:
         self._connection = connection
         self._mutex = threading.RLock()  # held for moments; guards who waits, and which loops
         self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
-        self._loops: list[asyncio.AbstractEventLoop] = []
-        self._socket_fd = connection.sock.fileno()
-        self._pidfd = connection.pidfd
+        self._reading: dict[asyncio.AbstractEventLoop, Line] = {}  # which line each loop reads
 
     async def any_outcome(self, tickets: Sequence[int], until_ns: int | None) -> bool:
         """Return when one of the calls is done; False if *until_ns* passed first.
@@ -63,10 +66,8 @@ class Listener:
             ValueError: a ticket is over.
         """
         connection = self._connection
-        if connection.dead:  # perhaps closed: there is nothing to listen to
-            for ticket in tickets:
-                connection.check_alive(ticket)
-            return True
+        if connection.dead or connection.is_orphaned:  # there is nothing to listen to
+            return await self._any_unattended(tickets, until_ns)
         loop = self._listen()
         waiter = (loop, loop.create_future())
         try:
@@ -76,15 +77,25 @@ class Listener:
             armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
             if min(armed) < 0:
                 return True
-            if connection.dead:
-                for ticket in tickets:
-                    connection.check_alive(ticket)
-                return True
+            if connection.dead or connection.is_orphaned:
+                return True  # to look again, and come to the case above
             return await _sleep(*waiter, until_ns)
         finally:
             with self._mutex:
                 for ticket in tickets:
                     self._forget(ticket, waiter)
+
+    async def _any_unattended(self, tickets: Sequence[int], until_ns: int | None) -> bool:
+        """As `any_outcome`, where no executor has the calls; or when one has them again."""
+        connection = self._connection
+        while True:
+            attended = [connection.is_attended(ticket) for ticket in tickets]
+            if all(attended) or any(connection.ring.state(each) == DONE for each in tickets):
+                return True
+            if until_ns is not None and until_ns <= now_ns():
+                return False
+            connection.help(0)
+            await asyncio.sleep(_HELP_EVERY_S)
 
     def _forget(self, ticket: int, waiter: _Waiter) -> None:
         waiters = self._waiting.get(ticket, [])
@@ -100,8 +111,6 @@ class Listener:
             as `Connection.submit`.
         """
         connection = self._connection
-        if connection.dead:
-            connection.check_alive()
         waiter = WaitingTask(self._listen())
         since_ns = now_ns()
         connection.slots.join(waiter)
@@ -120,7 +129,10 @@ class Listener:
                     since_ns = now_ns()
                 if limits.next_ns is not None and limits.next_ns <= now_ns():
                     raise connection.no_slot(limits)
-                connection.check_alive()
+                if not connection.is_attended():
+                    connection.help(0)
+                    await asyncio.sleep(_HELP_EVERY_S)
+                    continue
                 await waiter.sleep(earlier(limits.next_ns, since_ns + SLICE_NS if first else None))
         finally:
             connection.slots.leave(waiter)
@@ -132,67 +144,79 @@ class Listener:
         for waiter in waiters:
             _wake(waiter)
 
-    def close(self, then: Callable[[], None]) -> None:
-        """Tell everybody to look again, stop reading, and call *then*; idempotent.
+    def tell_all(self) -> None:
+        """Have everybody look again. From any thread."""
+        with self._mutex:
+            waiting, self._waiting = self._waiting, {}
+        for waiters in waiting.values():
+            for waiter in waiters:
+                _wake(waiter)
 
-        *then* closes the descriptors, so it waits until every loop has let go of them: a loop
-        that is late would keep, or remove, whatever has their numbers by then.
+    def let_go(self, line: Line) -> None:
+        """Have nobody read *line* any more, and close its descriptors; from any thread.
+
+        They are closed when every loop has let go of them: a loop that is late would keep, or
+        remove, whatever has their numbers by then.
         """
         with self._mutex:
-            loops, self._loops = self._loops, []
-        reading = set(loops)
+            reading = {loop for loop, read in self._reading.items() if read is line}
+        if not reading:
+            line.close_descriptors()
 
-        def let_go(loop: asyncio.AbstractEventLoop) -> None:
-            if not loop.is_closed():
-                self._stop_reading(loop)
+        def stop(loop: asyncio.AbstractEventLoop) -> None:
+            self._stop_reading(loop, line)
             with self._mutex:
                 reading.discard(loop)
                 last = not reading
             if last:
-                then()
+                line.close_descriptors()
 
-        for loop in loops:
-            if not _in_loop(loop, let_go, loop):
-                let_go(loop)
-        if not loops:
-            then()
-        self._gone()
+        for loop in reading.copy():
+            if not _in_loop(loop, stop, loop):
+                stop(loop)
 
     def _listen(self) -> asyncio.AbstractEventLoop:
+        """Have the running loop read the connection's line, and no other."""
         loop = asyncio.get_running_loop()
-        if loop not in self._loops:
-            loop.add_reader(self._socket_fd, self._readable)
-            loop.add_reader(self._pidfd, self._gone)
+        line, before = self._connection.line, self._reading.get(loop)
+        if before is not line:
+            if before is not None:
+                self._stop_reading(loop, before)
+            loop.add_reader(line.sock.fileno(), self._readable, line)
+            loop.add_reader(line.pidfd, self._gone, line)
             with self._mutex:
-                self._loops = [known for known in self._loops if not known.is_closed()] + [loop]
+                for known in [each for each in self._reading if each.is_closed()]:
+                    del self._reading[known]
+                self._reading[loop] = line
         return loop
 
-    def _stop_reading(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.remove_reader(self._socket_fd)
-        loop.remove_reader(self._pidfd)
+    def _stop_reading(self, loop: asyncio.AbstractEventLoop, line: Line) -> None:
+        """Have a loop not read *line*, if it does; in its own thread, or when it is closed."""
+        with self._mutex:
+            if self._reading.get(loop) is not line:
+                return
+            del self._reading[loop]
+        if not loop.is_closed():
+            loop.remove_reader(line.sock.fileno())
+            loop.remove_reader(line.pidfd)
 
-    def _readable(self) -> None:
+    def _readable(self, line: Line) -> None:
         connection = self._connection
-        if not connection.read():
-            self._gone()
+        if not line.read():
+            self._gone(line)
             return
         for ticket in connection.ring.finished(False):
             self.tell(ticket)
         if connection.slots and connection.reap():
             connection.slots.tell()
 
-    def _gone(self) -> None:
+    def _gone(self, line: Line) -> None:
         """The executor is gone, or we have hung up: everybody looks for himself."""
-        self._connection.lost()
+        self._connection.lost(line)
         loop = _running_loop()
-        with self._mutex:
-            if loop is not None and loop in self._loops:
-                self._loops.remove(loop)
-                self._stop_reading(loop)
-            waiting, self._waiting = self._waiting, {}
-        for waiters in waiting.values():
-            for waiter in waiters:
-                _wake(waiter)
+        if loop is not None:
+            self._stop_reading(loop, line)
+        self.tell_all()
         self._connection.slots.tell_all()
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 
 from ..contract.batching import OtherBatching
 from ..contract.signature import Signature
 from ..errors import ExecutorNotFound
-from ..protocol import control, names
+from ..protocol import names, owners
 from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
 from .connection import Connection
 from .handshake import ANSWER_S, DECORATED, connect
 
 _Key = tuple[str, str, str, str, OtherBatching]
+
+_KEPT_S = 0.01  # between attempts while a name is kept
 
 _mutex = threading.Lock()  # never held for long
 _connections: dict[_Key, Connection] = {}
@@ -31,16 +34,46 @@ def connection_to(
     wait: str | None,
     batching: OtherBatching = DECORATED,
     answer_s: float = ANSWER_S,
+    kept_ns: int | None = 0,
+    served: bool = False,
 ) -> Connection:
     """Return this process's live connection, made now if there is none.
 
-    Waits while another thread connects to the same function, and for nobody else.
+    Waits while another thread connects to the same function, and for nobody else; if it is to be
+    *served*, also for the successor of an executor that has died.
+
+    Args:
+        kept_ns: until when to wait while a supervisor keeps the name, if that is later; None for
+            as long as it does.
 
     Raises:
         as `handshake.connect`.
     """
     mode = wait_mode(wait)
-    key = (address.served_as(), address.function, arrays, mode, batching)
+    name = address.served_as()
+    key = (name, address.function, arrays, mode, batching)
+    while True:
+        try:
+            return _connection_to(
+                key, address, signature, deadline_ns, batching, answer_s=answer_s, served=served
+            )
+        except ExecutorNotFound:
+            late = kept_ns is not None and now_ns() >= kept_ns
+            if late or not _is_kept(name):
+                raise
+        time.sleep(_KEPT_S)  # not in there, where others would have to wait for us
+
+
+def _connection_to(
+    key: _Key,
+    address: names.Address,
+    signature: Signature | None,
+    deadline_ns: int | None,
+    batching: OtherBatching,
+    *,
+    answer_s: float,
+    served: bool,
+) -> Connection:
     with _mutex:
         connecting = _connecting.setdefault(key, threading.Lock())
     # Who has no time gets some all the same: the other thread may be about to succeed.
@@ -52,15 +85,17 @@ def connection_to(
         )
     try:
         connection = _connections.get(key)
-        if connection is None or not _usable(connection):
+        if connection is not None and served:
+            connection.await_executor(deadline_ns)
+        if connection is None or not connection.is_usable():
             if connection is not None and connection.dead:
                 connection.close()
             connection = connect(
                 address,
                 signature,
                 deadline_ns,
-                arrays=arrays,
-                wait=mode,
+                arrays=key[2],
+                wait=key[3],
                 batching=batching,
                 answer_s=answer_s,
             )
@@ -74,13 +109,10 @@ def connection_to(
     return connection
 
 
-def _usable(connection: Connection) -> bool:
-    """Ask, rather than return a connection whose executor has gone unnoticed."""
-    if connection.dead or connection.ring.forked:
-        return False
-    if control.is_gone(connection.sock, connection.pidfd):
-        connection.lost()
-    return not connection.dead
+def _is_kept(name: str) -> bool:
+    """Say whether a supervisor is about to start the next executor of that name."""
+    owner = owners.owner(name)
+    return owner is not None and owner.keeper is not None
 
 
 def rebind(app: str) -> None:

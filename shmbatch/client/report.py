@@ -34,6 +34,7 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
         "device": snapshot["device"],
         "state": snapshot["state"],
         "uptime_s": round(snapshot["uptime_ns"] / 1e9, 3),
+        "admission": dict(snapshot["admission"]),
         "functions": {name: _function(each) for name, each in snapshot["functions"].items()},
     }
 
@@ -62,6 +63,9 @@ def _function(counts: FunctionCounts) -> dict[str, Any]:
         "batch_sizes_by_reason": {
             reason: _by_size(each) for reason, each in counts["batch_sizes"].items()
         },
+        "executions_halved": counts["halved"],
+        "executions_out_of_memory": counts["out_of_memory"],
+        "memory_limit": counts["memory_limit"],
         "latency_us": {phase: _latency(each) for phase, each in counts["latencies"].items()},
     }
 

@@ -14,10 +14,10 @@ first task of each event loop, look for themselves once a slice, whoever is befo
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..protocol._core import LOOP, SUBMIT_FULL, ProducerRing
-from ..protocol.transport import ProducerTransport
 
 
 class Waiter(Protocol):
@@ -39,9 +39,8 @@ class WaitingThread:
 
     kind = None
 
-    def __init__(self, transport: ProducerTransport, ring: ProducerRing) -> None:
-        self._transport = transport
-        self._ring = ring
+    def __init__(self, wake_completions: Callable[[], None]) -> None:
+        self._wake_completions = wake_completions
         self._told = threading.Lock()
         self._told.acquire()
         self.on_completions = False
@@ -52,7 +51,7 @@ class WaitingThread:
         except RuntimeError:
             pass  # it has been told already
         if self.on_completions:
-            self._transport.wake_completions(self._ring)
+            self._wake_completions()
         return True
 
     def sleep(self, timeout_s: float) -> None:

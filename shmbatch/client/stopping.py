@@ -62,6 +62,16 @@ def stop_all(apps: Sequence[str], *, now: bool = False) -> list[Stopped]:
                 except ShmbatchError as error:
                     errors[app] = error.with_traceback(None)  # likewise
         silenced = _wait(ending.values(), now)
+        for app in ending:
+            while ending[app] not in silenced and not _ends(ending[app]):
+                # It died before it could pass on that it is to stop, and another one follows it.
+                try:
+                    told = _tell(app, now)
+                except ExecutorNotFound:
+                    continue  # that one has died, too, or the supervisor has just ended
+                ending[app].close()
+                ending[app] = told
+                silenced += _wait([told], now)
         for app in [app for app, each in ending.items() if each in silenced]:
             errors[app] = _deaf(app)
             ending.pop(app).close()
@@ -81,10 +91,13 @@ class _Ending(NamedTuple):
     name: str
     pid: int | None
     pidfd: int
-    sock: socket.socket | None  # where it was asked to, and says that it will
+    sock: socket.socket | None = None  # where it was asked to, and says that it will
+    keeper: int = -1  # a pidfd of its supervisor, which ends when it has ended
 
     def close(self) -> None:
         os.close(self.pidfd)
+        if self.keeper >= 0:
+            os.close(self.keeper)
         if self.sock is not None:
             self.sock.close()
 
@@ -99,9 +112,19 @@ def _tell(app: str, now: bool) -> _Ending:
             ownership.sweep()
             raise unserved(app)
         try:
-            if owner.state == ownership.SERVING or owner.pid is None:
-                return _ask(name, now)
-            return _signal(owner, owner.pid, now)
+            if owner.state == ownership.LOADING and owner.keeper is not None:
+                return _signal(owner, owner.keeper, now)  # or it would start the next one
+            with ExitStack() as undone:
+                keeper = -1
+                if owner.keeper is not None:
+                    keeper = os.pidfd_open(owner.keeper)
+                    undone.callback(os.close, keeper)
+                if owner.state == ownership.SERVING or owner.pid is None:
+                    told = _ask(name, now)
+                else:
+                    told = _signal(owner, owner.pid, now)
+                undone.pop_all()
+                return told._replace(keeper=keeper)
         except (ProcessLookupError, EOFError, ConnectionError, FileNotFoundError):
             pass  # it has just died, begun to drain, or not begun to listen: look again
         except TimeoutError:
@@ -133,7 +156,7 @@ def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
     try:
         # Looked up by number: the pidfd is the owner's if that is still the owner.
         again = owners.owner(owner.app)
-        if again is None or again.pid != pid:
+        if again is None or pid not in (again.pid, again.keeper):
             raise ProcessLookupError
         if owner.state == ownership.LOADING:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -143,7 +166,16 @@ def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
     except BaseException:
         os.close(pidfd)
         raise
-    return _Ending(owner.app, pid, pidfd, None)
+    return _Ending(owner.app, pid, pidfd)
+
+
+def _ends(ending: _Ending) -> bool:
+    """Wait until the supervisor of a dead executor ends; False if it has another one instead."""
+    while ending.keeper >= 0 and not select.select([ending.keeper], [], [], _AGAIN_S)[0]:
+        owner = owners.owner(ending.name)
+        if owner is not None and owner.pid not in (None, ending.pid):
+            return False
+    return True
 
 
 def _wait(ending: Iterable[_Ending], now: bool) -> list[_Ending]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from .batching import BatchParameters
+from .failing import FailureOptions
 from .signature import Signature
 
 DirectDma: TypeAlias = Literal["auto", True, False]
@@ -38,6 +39,12 @@ class Definition:
     cuda_graphs: bool = False  # one is captured for each of batch_sizes
     direct_dma: DirectDma = "auto"  # whether inputs go from slots to the GPU without staging
     instance: InstanceDefinition | None = None  # whose method it is: `function` takes self first
+    failing: FailureOptions = field(default_factory=FailureOptions)
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether a call may be executed again that may have been executed already."""
+        return self.failing.idempotent
 
     @property
     def is_async(self) -> bool:

@@ -21,8 +21,10 @@ MIN_LIMIT = 256  # bytes: a class path and the beginning of a message
 _CUT = "[...]"
 
 
-def pack_exception(error: BaseException, limit: int) -> bytes:
-    """Return *error* in at most *limit* bytes, `MIN_LIMIT` or more; never raises.
+def pack_exception(error: BaseException, limit: int, *, trace: bool = True) -> bytes:
+    """Return *error*, with its traceback if *trace*, in at most *limit* bytes; never raises.
+
+    That is `MIN_LIMIT` or more.
 
     Arguments that MessagePack lacks become their repr. What does not fit is given up in this
     order: the beginning of the traceback, the arguments, the end of the message.
@@ -32,12 +34,12 @@ def pack_exception(error: BaseException, limit: int) -> bytes:
     module = _text(lambda: type(error).__module__)
     qualname = _text(lambda: type(error).__qualname__)
     message = _text(lambda: error)
-    trace = _text(lambda: "".join(traceback.format_exception(error)))
+    lines = _text(lambda: "".join(traceback.format_exception(error))) if trace else ""
     fields = [module, qualname, _args(error, message), message]
     if len(_encode([*fields, ""])) > limit:
         fields = [_head(module, limit // 4), _head(qualname, limit // 4), None, ""]
         fields[3] = _head(message, limit - len(_encode([*fields, ""])))
-    return _encode([*fields, _tail(trace, limit - len(_encode([*fields, ""])))])
+    return _encode([*fields, _tail(lines, limit - len(_encode([*fields, ""])))])
 
 
 def unpack_exception(data: bytes) -> Exception:

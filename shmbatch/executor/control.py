@@ -4,19 +4,22 @@ It owns the listening socket, the handshakes, the creation of segments, and the 
 producer's socket and pidfd. The loop never waits for it: attach and detach are posted as
 commands, and the loop closes what it was given, but for a segment's registration with a device:
 to end that takes time, so the loop has this thread do it. Nothing a producer does can block this
-thread: its reads and writes never wait, and whoever does not read is disconnected.
+thread: its reads and writes never wait, whoever does not read is disconnected, and descriptors
+that somebody sends are never received; see `closing`.
 
 ::
 
     producer                     control thread                                loop
-    connect            ------>   accept: same user?
-    attach             ------>   same version, function, signature?
+    connect            ------>   accept: same user, or let in?
+    attach             ------>   same version, function, signature? room for it?
                                  create segment and ring        -- attach -->  drained from now on
                        <------   welcome + descriptors, or refused
     attached           ------>   drop names and descriptors
     statistics         ------>   count
                        <------   statistics + descriptor
-    goodbye, end of file, death  stop watching                  -- detach -->  drop calls, close
+    reload             ------>   passes it on to the supervisor, which answers
+    goodbye            ------>   its end will be no accident
+    end of file, death           stop watching                  -- detach -->  drop calls, close
                        <------   lost, if the device is              <-- hang up --
 
 Whoever has `SILENCE_NS` to say something and says nothing is hung up on, until it has attached:
@@ -41,12 +44,15 @@ from ..contract.wire import ring_arguments
 from ..errors import HandshakeError, ProtocolError, ShmbatchError
 from ..protocol import _core, control, snapshot
 from ..protocol._core import ExecutorRing
+from ..protocol.access import Access, is_owner
 from ..protocol.clock import now_ns
 from ..protocol.layout import LAYOUT_VERSION
 from ..protocol.ownership import DRAINING, SERVING
 from ..protocol.transport import ExecutorTransport
-from . import greeting
+from . import closing, greeting
+from .limits import Limits, Room
 from .loop import Loop
+from .obeying import Obedience
 from .poller import Poller
 from .served import ServedFunction
 
@@ -65,18 +71,21 @@ class Connection:
 
     ring: ExecutorRing
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, who: control.Credentials) -> None:
         sock.setblocking(False)  # or MSG_DONTWAIT is ignored, where a default timeout is set
         self.sock = sock
         self.since_ns = self.heard_ns = now_ns()
-        self.pid = control.peer_credentials(sock).pid
+        self.pid = who.pid
+        self.may_command = is_owner(who)
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
         self.segment: Any = None
         self.registration: Registration | None = None  # of the segment, with the device
         # Who closes that, which waits for the device; the loop must not.
         self.retire: Callable[[Callable[[], None]], object] = lambda close: close()
+        self.closed: Callable[[Connection], object] = lambda connection: None
         self.violated = False
+        self.leaves = False  # it has said so, and its end will be no accident
 
     @property
     def attached(self) -> bool:
@@ -84,7 +93,7 @@ class Connection:
 
     def close(self) -> None:
         """Close descriptors; the memory goes when the last batch that uses it does. Idempotent."""
-        self.sock.close()
+        closing.close(self.sock)
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
@@ -93,6 +102,7 @@ class Connection:
             self.retire(registration.close)
         if self.segment is not None:
             self.segment.handed_over()
+        self.closed(self)
 
 
 class Control:
@@ -105,6 +115,9 @@ class Control:
         stop: called with ``now`` when somebody asks the executor to stop.
         supervisor_fd: a pidfd, or the end of a pipe: when that process dies or the other end
             closes, the executor drains; None for no supervisor.
+        obedience: what an executor does that its supervisor has forked; None if there is none.
+        access: who is let in beside this process's user.
+        room: what producers may have; by default what fits the machine.
     """
 
     def __init__(
@@ -117,7 +130,16 @@ class Control:
         poller: Poller,
         stop: Callable[[bool], None],
         supervisor_fd: int | None = None,
+        *,
+        obedience: Obedience | None = None,
+        access: Access | None = None,
+        room: Room | None = None,
     ) -> None:
+        self._obedience = obedience
+        self._watches = {} if obedience is None else obedience.watches
+        self._access = Access() if access is None else access
+        self._room = Room(Limits(), app) if room is None else room
+        self._refused = self._expelled = 0  # how many
         self._thread = threading.Thread(target=self._run, name="shmbatch-control", daemon=True)
         self._listener = listener
         self._app = app
@@ -137,12 +159,14 @@ class Control:
         self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._closing = False
         self._refusing = False
+        self._refused_as = _core.DRAINING  # what a late producer is told
         listener.setblocking(False)
         self._poll.register(listener, select.EPOLLIN)
         self._poll.register(self._bell_out, select.EPOLLIN)
         self._supervisor_fd = supervisor_fd
-        if supervisor_fd is not None:
-            self._poll.register(supervisor_fd, select.EPOLLIN)
+        for other in (supervisor_fd, *self._watches):
+            if other is not None:
+                self._poll.register(other, select.EPOLLIN)
 
     # ---- called from the loop's thread -----------------------------------------------------
 
@@ -150,8 +174,13 @@ class Control:
         """Begin to accept producers."""
         self._thread.start()
 
-    def refuse(self) -> None:
-        """Accept nobody any more; new connects find no socket."""
+    def refuse(self, status: int = _core.DRAINING) -> None:
+        """Accept nobody any more; new connects find no socket, or that of a successor.
+
+        Args:
+            status: what a ring says that is just being made.
+        """
+        self._refused_as = status
         self._refusing = True  # at once, also for whom the thread has accepted already
         self._request(self._close_listener)
 
@@ -231,6 +260,9 @@ class Control:
             self._poll.unregister(fd)
             log.info("the process that started this executor is gone")
             self._on_stop(False)
+        elif fd in self._watches:
+            if not self._watches[fd]():
+                self._poll.unregister(fd)
         elif fd == self._listener.fileno():
             self._accept()
         elif fd in self._watched:
@@ -256,7 +288,7 @@ class Control:
     def _close_listener(self) -> None:
         if self._listener.fileno() >= 0:
             self._poll.unregister(self._listener)
-            self._listener.close()
+            closing.close_listener(self._listener)
 
     def _accept(self) -> None:
         try:
@@ -268,19 +300,36 @@ class Control:
             return
         try:
             who = control.peer_credentials(sock)
-            if who.uid != os.geteuid():
-                log.warning("refused a producer of uid %d, process %d", who.uid, who.pid)
-                sock.close()
+            if not self._access.admits(sock, who):
+                self._keep_out(sock, who)
                 return
-            connection = Connection(sock)
+            connection = Connection(sock, who)
         except (OSError, EOFError, ShmbatchError) as error:
             log.warning("cannot watch a producer: %s", error)
-            sock.close()
+            closing.close(sock)
             return
         for fd in (sock.fileno(), connection.pidfd):
             self._watched[fd] = connection
             self._poll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
         self._awaited[connection] = None
+        if len(self._awaited) > self._room.strangers_max:
+            first = next(iter(self._awaited))
+            self._refuse(
+                first, HandshakeError("said nothing while many others came; connect again")
+            )
+
+    def _keep_out(self, sock: socket.socket, who: control.Credentials) -> None:
+        self._refused += 1
+        log.warning("refused a producer of uid %d, process %d", who.uid, who.pid)
+        refusal = greeting.refusal(
+            HandshakeError(
+                f"the executor of {self._app!r} does not serve uid {who.uid}; "
+                f"start it with --allow-uid {who.uid}"
+            )
+        )
+        with suppress(OSError):  # it is gone
+            control.send(sock, refusal, wait=False)
+        closing.close(sock)
 
     def _turn_away(self) -> None:
         """Hang up on the next producer, for whom no descriptor is left but our reserve.
@@ -291,7 +340,7 @@ class Control:
             reserve, self._reserve_fd = self._reserve_fd, -1
             os.close(reserve)
         try:
-            self._listener.accept()[0].close()
+            closing.close(self._listener.accept()[0])
             self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             pass  # somebody else took the descriptor; the next one is turned away later
@@ -309,9 +358,9 @@ class Control:
 
     def _receive(self, connection: Connection) -> None:
         try:
-            message, fds = control.receive(connection.sock, wait=False)
-            for extra in fds:
-                os.close(extra)
+            if control.brings_descriptors(connection.sock):
+                raise ProtocolError("a message came with descriptors, and none are expected")
+            message, _ = control.receive(connection.sock, wait=False)
             if self._awaited.pop(connection, 0) is None:
                 connection.heard_ns = now_ns()
                 self._awaited[connection] = None  # the last one now
@@ -330,7 +379,7 @@ class Control:
             connection.segment.handed_over()
             self._awaited.pop(connection, None)
         elif kind == "goodbye":
-            self._lost(connection, "left")
+            connection.leaves = True  # as soon as its threads and its exit handlers are through
         elif kind == "attach" and self._refusing:
             self._lost(connection, "came too late")
         elif kind == "attach" and not connection.attached:
@@ -338,19 +387,52 @@ class Control:
         elif kind == "statistics":
             self._tell_statistics(connection)
         elif kind == "stop":
+            self._check_command(connection, "stop")
             log.info("process %d asks for a stop", connection.pid)
             self._reply(connection, {"kind": "stopping", "pid": os.getpid()})
             self._on_stop(bool(message.get("now")))
+        elif kind == "reload" and not connection.attached:
+            self._check_command(connection, "reload")
+            self._reload(connection)
         else:
             raise ProtocolError(f"a message of kind {kind[:40]!r} makes no sense here")
+
+    def _check_command(self, connection: Connection, kind: str) -> None:
+        if not connection.may_command:
+            raise HandshakeError(
+                f"a {kind} of the executor of {self._app!r} is for uid {os.geteuid()} to ask for"
+            )
+
+    def _reload(self, connection: Connection) -> None:
+        """Have the supervisor reload and answer; until then whoever asks may be silent."""
+        if self._obedience is None:
+            raise HandshakeError(
+                f"the executor of {self._app!r} (process {os.getpid()}) has no supervisor that "
+                f"could reload it; start it with `shmbatch start FILE --restart`"
+            )
+        self._forget(connection)
+        fd = connection.sock.detach()  # which is not hung up on: the supervisor has it, too
+        try:
+            self._obedience.ask_for_reload(fd)
+        finally:
+            os.close(fd)
+            connection.close()
 
     def _tell_statistics(self, connection: Connection) -> None:
         # Counted here and not in the inboxes: there a producer arrives after its welcome.
         attached = Counter(each.function for each in set(self._watched.values()) if each.attached)
         state = DRAINING if self._refusing else SERVING
         uptime_ns = now_ns() - self._since_ns
+        admission: snapshot.Admission = {
+            "producers": self._room.producers,
+            "producers_max": self._room.producers_max,
+            "nbytes": self._room.nbytes,
+            "nbytes_max": self._room.nbytes_max,
+            "refused": self._refused,
+            "expelled": self._expelled,
+        }
         counted = greeting.statistics(
-            self._app, self._functions, attached, self._transport.name, state, uptime_ns
+            self._app, self._functions, attached, self._transport.name, state, uptime_ns, admission
         )
         try:
             fd = snapshot.store(counted)
@@ -365,6 +447,7 @@ class Control:
 
     def _attach(self, connection: Connection, message: dict[str, Any]) -> None:
         function = greeting.asked_for(message, self._app, self._functions)
+        self._room.check(function.layout.nbytes, function.address)
         try:
             segment = self._transport.create(function.layout.nbytes, function.capacity)
         except OSError as error:
@@ -378,11 +461,14 @@ class Control:
         connection.function, connection.segment = function, segment
         connection.registration = function.register(connection.ring, segment.memory)
         connection.retire = self._request
+        connection.closed = self._room.left
+        self._room.taken(connection, segment.memory, function.layout.nbytes)
         offer, fds = segment.offer()
-        welcome = greeting.welcome(function, offer)
+        supervisor = () if self._obedience is None else self._obedience.fds()
+        welcome = greeting.welcome(function, offer, supervised=bool(supervisor))
         self._loop.post(lambda: self._loop.attach(connection))
         if self._refusing:  # the loop may have ended before it heard of this one
-            connection.ring.set_status(_core.DRAINING)
+            connection.ring.set_status(self._refused_as)
         log.info(
             "producer %d attached to %s: %d slots, %d bytes of memory",
             connection.pid,
@@ -390,20 +476,16 @@ class Control:
             function.capacity,
             function.layout.nbytes,
         )
-        self._reply(connection, welcome, [self._own_pidfd, self._producers_end.fileno(), *fds])
+        own = (self._own_pidfd, self._producers_end.fileno())
+        self._reply(connection, welcome, [*own, *supervisor, *fds])
 
     def _refuse(self, connection: Connection, error: ShmbatchError) -> None:
-        kind = type(error).__name__
-        if not isinstance(error, HandshakeError):
-            kind = HandshakeError.__name__
-        refusal = {"kind": "refused", "error": kind, "message": str(error)}
-        try:
-            control.send(connection.sock, refusal, wait=False)
-        except OSError:
-            pass  # it does not read, or is gone; then so be it
+        with suppress(OSError):  # it does not read, or is gone; then so be it
+            control.send(connection.sock, greeting.refusal(error), wait=False)
         if connection.attached:
             self._expel(connection, str(error))
         else:
+            self._refused += 1
             log.warning("refused process %d: %s", connection.pid, error)
             self._lost(connection, "was refused")
 
@@ -421,13 +503,17 @@ class Control:
     def _expel(self, connection: Connection, why: str) -> None:
         """Hang up on a producer that broke the protocol, and have it find that out."""
         if connection.pidfd in self._watched:
+            self._expelled += 1
             connection.ring.set_status(_core.EXPELLED)
             self._lost(connection, f"broke the protocol and is disconnected: {why}", logging.ERROR)
 
     def _gone(self, connection: Connection) -> None:
-        """Somebody is gone who did not say goodbye, as those do who can."""
-        died = control.is_dead(connection.pidfd)
-        self._lost(connection, "died" if died else "hung up without a goodbye")
+        """Somebody is gone: left, if it has said goodbye, as those do who can."""
+        if connection.leaves:
+            self._lost(connection, "left")
+        else:
+            died = control.is_dead(connection.pidfd)
+            self._lost(connection, "died" if died else "hung up without a goodbye")
 
     def _lost(self, connection: Connection, how: str, level: int = logging.INFO) -> None:
         """Have nothing to do with somebody any more. Idempotent."""

@@ -1,8 +1,9 @@
-"""How the executor ends when its device is lost: who is told, in which order, what is left out.
+"""How the executor ends when it cannot go on: who is told, in which order, what is left out.
 
 After an illegal access nothing works that asks the device, and whoever asks may wait for ever:
-torch's atexit functions, the destructors of its memory, events and graphs. So none of them runs;
-the process is over as soon as everybody has been told and the names are gone.
+torch's atexit functions, the destructors of its memory, events and graphs. A function that is
+stuck may hold whatever they need. So none of them runs; the process is over as soon as everybody
+has been told and the names are gone.
 
 ::
 
@@ -33,11 +34,22 @@ PATIENCE_S = 5.0
 _LINE_MAX = 500  # characters of an error's message
 
 
-class DeviceLost(Exception):
-    """The device works no more for this process; raised out of `Loop.run`, which ends the process.
+class Fatal(Exception):
+    """This process cannot go on. Its message is the cause, one line that every caller is told."""
 
-    Its message is the cause, one line that every caller is told.
-    """
+    said: str  # of the executor, in its log and by the service manager
+
+
+class Stuck(Fatal):
+    """An execution takes longer than it may; its traceback is where the executor's thread is."""
+
+    said = "is stuck"
+
+
+class DeviceLost(Fatal):
+    """The device works no more for this process; raised out of `Loop.run`, to end it."""
+
+    said = "has lost its device"
 
     @classmethod
     def because(cls, error: BaseException, address: str) -> DeviceLost:
@@ -55,7 +67,7 @@ class DeviceLost(Exception):
 
 def die(
     name: str,
-    lost: DeviceLost,
+    fatal: Fatal,
     *,
     hang_up: Callable[[str], None],
     notify: Callable[..., None],
@@ -75,11 +87,11 @@ def die(
             nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             faulthandler.dump_traceback_later(PATIENCE_S, exit=True, file=nowhere)
         try:
-            hang_up(str(lost))
+            hang_up(str(fatal))
         except Exception:
             log.exception("a fault while producers were told that %s dies", name)
-        log.critical("%s has lost its device and ends: %s", name, lost, exc_info=lost)
-        notify(STATUS=f"lost its device: {lost}")
+        log.critical("%s %s and ends: %s", name, fatal.said, fatal, exc_info=fatal)
+        notify(STATUS=f"{fatal.said}: {fatal}")
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):  # closed, or None

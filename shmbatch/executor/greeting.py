@@ -13,11 +13,12 @@ from ..errors import (
     ConfigError,
     HandshakeError,
     ProtocolError,
+    ShmbatchError,
     UnknownFunction,
     VersionMismatch,
 )
 from ..protocol.layout import VERSION
-from ..protocol.snapshot import Snapshot
+from ..protocol.snapshot import Admission, Snapshot
 from .served import ServedFunction
 
 
@@ -63,20 +64,31 @@ def _batching(message: Mapping[str, Any], function: ServedFunction) -> BatchPara
         raise HandshakeError(str(error)) from None
 
 
-def welcome(function: ServedFunction, offer: dict[str, Any]) -> dict[str, Any]:
+def welcome(
+    function: ServedFunction, offer: dict[str, Any], *, supervised: bool = False
+) -> dict[str, Any]:
     """Return the message that a producer of *function* is let in with.
 
     Args:
         offer: what the transport says of the segment.
+        supervised: another executor will come after this one, should it die.
     """
     return {
         "kind": "welcome",
         "pid": os.getpid(),
         "signature": function.definition.signature.to_message(),
-        "max_batch_size": function.batcher.max_batch_size,
+        "max_batch_size": function.definition.parameters.max_batch_size,
         "capacity": function.capacity,
+        "idempotent": function.definition.idempotent,
+        "supervised": supervised,
         "offer": offer,
     }
+
+
+def refusal(error: ShmbatchError) -> dict[str, Any]:
+    """Return the message that somebody is refused with."""
+    kind = type(error) if isinstance(error, HandshakeError) else HandshakeError
+    return {"kind": "refused", "error": kind.__name__, "message": str(error)}
 
 
 def statistics(
@@ -86,6 +98,7 @@ def statistics(
     transport: str,
     state: str,
     uptime_ns: int,
+    admission: Admission,
 ) -> Snapshot:
     """Return what has been counted until now.
 
@@ -101,6 +114,7 @@ def statistics(
         "device": next((each.device for each in functions.values()), "cpu"),
         "state": state,
         "uptime_ns": uptime_ns,
+        "admission": admission,
         "functions": {
             _shown(name, each, function): each.counts(attached.get(each, 0))
             for name, function in functions.items()

@@ -20,7 +20,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..protocol._core import CLOSED, DRAINING, WAKE_ASYNC, WAKE_VIOLATION, ExecutorRing
+from ..protocol._core import (
+    CLOSED,
+    DRAINING,
+    OPEN,
+    REPLACED,
+    WAKE_ASYNC,
+    WAKE_VIOLATION,
+    ExecutorRing,
+)
 from ..protocol.clock import now_ns
 from ..protocol.transport import ExecutorSegment
 from .batcher import NEVER_NS
@@ -86,6 +94,7 @@ class Loop:
         self._commands: deque[Callable[[], None]] = deque()
         self._connections: dict[ExecutorRing, Attached] = {}
         self._draining = False
+        self._status = OPEN
         self._stopping = False
         self._told_ns = 0
         self._missing = 1  # calls until a batch may be due before the time `turn` returned
@@ -108,7 +117,7 @@ class Loop:
         connection.function.inbox.attach(connection.ring, connection.since_ns)
         self._attend()
         if self._draining:
-            connection.ring.set_status(DRAINING)
+            connection.ring.set_status(self._status)
 
     def detach(self, connection: Attached) -> None:
         """Drop a producer: its waiting calls never run, its launched ones run for nobody."""
@@ -119,13 +128,20 @@ class Loop:
 
     def _attend(self) -> None:
         """A turn costs as much as there are functions to look at; look at no more than needed."""
-        self._attended = [each for each in self.functions if each.inbox.count or each.flights]
+        self._attended = [each for each in self.functions if each.inbox.count or each.is_busy]
 
-    def drain(self) -> None:
-        """Refuse new calls, run those that were published, then end `run`."""
+    def drain(self, status: int = DRAINING) -> None:
+        """Refuse new calls, run those that were published, then end `run`.
+
+        Args:
+            status: what rings say from now on: DRAINING, or REPLACED where another executor
+                serves the name, to which producers turn.
+        """
         if not self._draining:
             self._draining = True
-            self._tell(DRAINING)
+            self._status = status
+            self._tell(status)
+            self._poller.bell.disarm()  # SYNC closing: between the status and the last drain
             # Once more, and never again: a producer that ignores what it was told must not keep
             # us from coming to an end.
             for function in self.functions:
@@ -166,7 +182,8 @@ class Loop:
                 word = seen if spun else poller.spin(seen, until_ns)
                 seen = word if word != seen else poller.park(seen, until_ns, self._missing)
                 spun = False
-        self._tell(CLOSED)
+        if self._status != REPLACED:  # else what has not been taken is for the other one
+            self._tell(CLOSED)
 
     def turn(self, at_ns: int) -> int:
         """Do what can be done now; return when something will be due, `NEVER_NS` if nothing waits.
@@ -174,13 +191,15 @@ class Loop:
         Where something was done: `NOW_NS` if there may be more, `IDLE_NS` if no call is left.
         """
         chosen: ServedFunction | None = None
+        retried: ServedFunction | None = None  # the chosen one, if it has a batch in pieces
+        due_ns = 0  # of the chosen one
         taking_turns: list[ServedFunction] = []
         until_ns = NEVER_NS
         total = 0
         missing = _MANY
         completed = in_flight = False
         for function in self._attended:  # first make room: until then batches keep filling
-            if function.idle or not function.flights[0].done:
+            if function.idle or not function.flights or not function.flights[0].done:
                 continue
             if self._watch is None or not self._leaves(function):
                 self._wake(function.complete() or ())
@@ -195,13 +214,20 @@ class Loop:
             if inbox.attention:
                 self._wake(inbox.pop_attention() or ())
             if not function.idle:  # what makes room is the end of a batch, not another call
+                if function.retries.waiting:
+                    in_flight = True
+                    function.retries.due_ns = function.retries.due_ns or at_ns
+                    if chosen is None or function.retries.due_ns < due_ns:
+                        chosen = retried = function
+                        due_ns = function.retries.due_ns
                 continue
             if waiting:
                 if batcher.reason is not None:
                     if function.turns is not None:
                         taking_turns.append(function)
-                    elif chosen is None or batcher.due_ns < chosen.batcher.due_ns:
+                    elif chosen is None or batcher.due_ns < due_ns:
                         chosen = function
+                        due_ns = batcher.due_ns
                     continue
                 until_ns = min(until_ns, batcher.due_ns)
             elif function.expects_calls and batcher.wait_ns and not self._draining:
@@ -214,11 +240,17 @@ class Loop:
                 continue
             missing = min(missing, batcher.missing)
         for function in taking_turns:  # not before all have been looked at
-            earlier = chosen is None or function.batcher.due_ns < chosen.batcher.due_ns
+            earlier = chosen is None or function.batcher.due_ns < due_ns
             if earlier and function.turns is not None and function.turns.admit(function):
                 chosen = function
+                due_ns = function.batcher.due_ns
         self._missing = missing
-        launched = chosen.launch(at_ns) if chosen is not None else 0
+        launched = 0
+        if chosen is not None:
+            if chosen is retried:
+                chosen.relaunch()
+            else:
+                launched = chosen.launch(at_ns)
         for function in self._attended:
             flights = function.flights
             # A device with room for another batch keeps the one it has while batches are being
@@ -229,7 +261,8 @@ class Loop:
                     break
                 self._wake(function.complete() or ())
                 completed = True
-            in_flight = in_flight or bool(flights)
+            if flights or not function.idle:
+                in_flight = True
         if chosen is None and not completed:
             return until_ns
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:

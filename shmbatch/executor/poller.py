@@ -4,7 +4,9 @@ Three places to wait, one bell. Spinning reads the bell; parking announces itsel
 sleeps through the transport; while async batches are in flight the executor waits in the event
 loop, announces that in the bell, and is woken through a datagram socket. Datagrams because both
 ends say per message that they do not block: no producer can make another one, or the executor,
-wait by what it does to a shared descriptor.
+wait by what it does to a shared descriptor. Nor by descriptors that it sends along, which to close
+may take time: from Linux 6.16 on the socket takes none, before that it is looked at, and is heard
+no more once it has some: then the slices below are all that wakes the executor there.
 
 Every wait ends after `SLICE_NS`, whatever a producer has done to the bell.
 """
@@ -12,16 +14,22 @@ Every wait ends after `SLICE_NS`, whatever a producer has done to the bell.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
+from ..protocol import control
 from ..protocol._core import PARKED, POLLING
 from ..protocol.clock import now_ns
 from ..protocol.spinning import Spinning
 from ..protocol.transport import ExecutorTransport
+from . import closing
+
+log = logging.getLogger("shmbatch.executor")
 
 SLICE_NS = 50_000_000
 
 _SPIN_NS = 50_000  # of `auto`
+_SO_PASSRIGHTS = 83  # Linux 6.16; the socket module does not name it
 _DATAGRAMS_MAX = 64  # read in one go; a producer may send them faster than they are read
 
 
@@ -31,10 +39,12 @@ class Poller:
     def __init__(self, transport: ExecutorTransport, mode: str) -> None:
         self.bell = transport.bell
         self.active = 0  # producers that called lately; the loop keeps it up to date
+        self._is_spoilt = False  # the socket must not be read
         self._transport = transport
         self._spinning = Spinning(mode, _SPIN_NS)
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
+        self._takes_descriptors = not _refuses_descriptors(self._inner)
         self.producers_end.setblocking(False)
 
     def spin(self, seen: int, until_ns: int) -> int:
@@ -70,7 +80,8 @@ class Poller:
             loop.call_soon(loop.stop)  # one round, so that tasks get on
             loop.run_forever()
             return self.bell.look()
-        loop.add_reader(self._inner, self._heard, loop)
+        if not self._is_spoilt:
+            loop.add_reader(self._inner, self._heard, loop)
         timer = loop.call_later(timeout_ns / 1e9, loop.stop)
         try:
             loop.run_forever()
@@ -92,13 +103,27 @@ class Poller:
 
     def close(self) -> None:
         """Close both ends of the socket; idempotent."""
-        self._inner.close()
+        closing.close(self._inner)
         self.producers_end.close()
 
     def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             for _ in range(_DATAGRAMS_MAX):
+                if self._takes_descriptors and control.brings_descriptors(self._inner):
+                    loop.remove_reader(self._inner)
+                    self._is_spoilt = True
+                    log.error("a producer has sent descriptors to the loop, which will wake late")
+                    break
                 self._inner.recv(16)
         except OSError:
             pass
         loop.stop()
+
+
+def _refuses_descriptors(sock: socket.socket) -> bool:
+    """Have *sock* take no descriptors; say whether this kernel can do that."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True

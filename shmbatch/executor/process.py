@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +17,8 @@ from typing import Any
 from ..contract.definition import Definition
 from ..contract.device import device_name
 from ..protocol import _core, ownership, snapshot
+from ..protocol.access import Access
+from ..protocol.orders import Orders
 from ..protocol.spinning import wait_mode
 from ..protocol.terminal import has_terminal
 from ..protocol.transport import executor_transport
@@ -25,11 +26,15 @@ from .control import Control
 from .dying import DeviceLost, die
 from .instances import Instances, needs_loop
 from .lander import Lander
+from .limits import Limits, Room
 from .loop import Loop
+from .obeying import Obedience
 from .poller import Poller
 from .served import ServedFunction
 from .staging.choosing import devices_for
+from .tenure import Tenure
 from .turns import share_instances
+from .watchdog import watchdog_over
 
 log = logging.getLogger("shmbatch.executor")
 
@@ -45,9 +50,12 @@ def serve(
     wait: str | None = None,
     ready: Callable[[], None] = lambda: None,
     supervisor_fd: int | None = None,
+    orders: Orders | None = None,
     file: Path | None = None,
     called: str | None = None,
     notify: Callable[..., None] = lambda **state: None,
+    access: Access | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve functions under *name* until told to stop. Call it in the main thread.
 
@@ -60,9 +68,12 @@ def serve(
         device: where functions on tensors run; see `device_name`.
         ready: called when producers can attach.
         supervisor_fd: as of `Control`.
+        orders: of the supervisor that has forked this process; None if there is none.
         file: where the functions are from, for others to read.
         called: what messages call the app, where *name* is private.
         notify: tells a service manager; see `notifying.notifier`.
+        access: who is let in beside this user; not with transport ``posix``.
+        limits: what producers may have; by default what fits the machine.
 
     Raises:
         NameTaken: a live executor has the name.
@@ -70,12 +81,12 @@ def serve(
     """
     mode = wait_mode(wait)
     device = device_name(device)
+    access, limits = access or Access(), limits or Limits()
     with ExitStack() as stack:
-        signals = stack.enter_context(_Signals())
-        lock = stack.enter_context(ownership.NameLock.claim(name))
-        ownership.sweep()  # what others left who died
-        lock.note(ownership.LOADING, file)
-        listener = stack.enter_context(_listen(str(lock.socket_path)))
+        signals = stack.enter_context(_Signals(supervised=orders is not None))
+        tenure = stack.enter_context(Tenure(name, file, access, orders, called))
+        room = Room(limits, name)
+        listener = stack.enter_context(tenure.listen())
         notify(STATUS=f"loading {file or name}")
         definitions = load()
         events = None
@@ -90,7 +101,8 @@ def serve(
         stack.callback(poller.close)
         functions = [
             ServedFunction(
-                each, f"{called or name}.{each.name}", chosen, events, half.max_capacity
+                *(each, f"{called or name}.{each.name}", chosen, events, half.max_capacity),
+                producer_nbytes=limits.producer_nbytes,
             )
             for each, chosen in zip(definitions, devices_for(definitions, device), strict=True)
         ]
@@ -100,20 +112,31 @@ def serve(
             function.warn_of_few_slots()
 
         def drain() -> None:
-            log.info(
-                "%s drains: %d calls waiting, %d in flight",
-                name,
-                sum(each.inbox.pending() for each in loop.functions),
-                sum(each.inbox.running for each in loop.functions),
-            )
-            lock.note(ownership.DRAINING, file)
+            say_that_it("drains")
+            tenure.note(ownership.DRAINING)
             notify(STOPPING=1, STATUS="draining")
+            if orders is not None:
+                orders.say("draining")
             control.refuse()
             loop.drain()
 
+        def be_replaced() -> None:
+            control.refuse(_core.REPLACED)
+            loop.post(partial(say_that_it, "is replaced and drains"))
+            loop.post(partial(loop.drain, _core.REPLACED))
+
+        def say_that_it(drains: str) -> None:
+            log.info(
+                "%s %s: %d calls waiting, %d in flight",
+                name,
+                drains,
+                sum(each.inbox.pending() for each in loop.functions),
+                sum(each.inbox.running for each in loop.functions),
+            )
+
         def abort(status: int) -> None:
             half.close()
-            lock.close()
+            tenure.close()
             os._exit(status)
 
         def stop(now: bool) -> None:
@@ -132,6 +155,15 @@ def serve(
         loop = Loop(
             functions, poller, events, lambda connection: control.disconnect(connection), watch
         )
+        obedience = None
+        if orders is not None:
+            obedience = Obedience(
+                orders,
+                tenure,
+                drain=lambda: loop.post(drain),
+                end=abort,
+                replaced=be_replaced,
+            )
         control = Control(
             listener,
             name,
@@ -141,8 +173,15 @@ def serve(
             poller,
             stop,
             supervisor_fd,
+            obedience=obedience,
+            access=access,
+            room=room,
         )
         stack.callback(control.close)
+        end_with = partial(die, name, hang_up=control.hang_up, notify=notify, end=abort)
+        watchdog = watchdog_over(functions, listener, end_with)
+        if watchdog is not None:
+            stack.callback(watchdog.close)
         try:
             for function in functions:
                 function.warm_up()
@@ -155,12 +194,14 @@ def serve(
             signals.first, signals.second = partial(loop.post, drain), abort
             served = ", ".join(each.definition.name for each in functions)
             log.info("%s serves %s", name, served)
-            lock.note(ownership.SERVING, file)
+            if orders is not None:
+                orders.say("ready")  # first: who hears that we serve may kill us for it
+            tenure.note(ownership.SERVING)
             notify(READY=1, STATUS=f"serving {served}")
             ready()
             loop.run()
         except DeviceLost as lost:
-            die(name, lost, hang_up=control.hang_up, notify=notify, end=abort)
+            end_with(lost)
     totals = [snapshot.totals(each.counts(0)) for each in loop.functions]
     log.info(
         "%s has stopped: %d calls done, %d of them failed, %d batches",
@@ -177,12 +218,16 @@ class _Signals:
     SIGHUP says that the terminal is gone. Shell and kernel may both send it, so a second one means
     no more than the first; and without a terminal it means something that we do not do, such as
     to open log files anew.
+
+    Where there is a supervisor, SIGHUP is for that. A Ctrl-C, or a signal to a control group, goes
+    to both, and the supervisor sends one more to who is loading: which must not disturb the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, supervised: bool) -> None:
+        self._supervised = supervised
         self.first: Callable[[], None] | None = None
         self.second: Callable[[int], None] | None = None
-        self._seen = False
+        self._seen = self._interrupted = False
         self._pid = os.getpid()
         self._terminal = has_terminal()
         self._replaced: dict[int, Any] = {}
@@ -205,25 +250,15 @@ class _Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if number == signal.SIGHUP and not self._terminal:
+        if number == signal.SIGHUP and (self._supervised or not self._terminal):
             return
         if self.first is None or self.second is None:
+            if self._supervised and self._interrupted:
+                return
+            self._interrupted = True
             raise KeyboardInterrupt
         if number != signal.SIGHUP:
             if self._seen:
                 self.second(128 + number)
             self._seen = True
         self.first()
-
-
-def _listen(path: str) -> socket.socket:
-    """Return a listening socket at *path*, which only this user may connect to."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        listener.bind(path)
-        os.chmod(path, 0o600)  # noqa: PTH101 - the path is text here
-        listener.listen(512)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -12,11 +12,14 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..protocol._core import Batch
 from .batcher import SealReason
+from .isolating import Parts
 from .staging.devices import Landing
+
+Stage = Literal["staging", "running", "delivering"]
 
 # A coroutine, the context it runs in, what it awaits, and whose it is.
 _Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
@@ -25,10 +28,15 @@ _Suspended = tuple[Coroutine[Any, Any, Any], contextvars.Context, Any, "Run"]
 class Run:
     """One execution of a batch: `done`, and then `value` or `error`. Used again and again."""
 
-    __slots__ = ("batch", "done", "error", "landing", "reason", "size", "value", "watched")
+    __slots__ = (
+        *("batch", "done", "error", "failed_in", "home", "landing", "parts", "reason", "size"),
+        *("value", "watched"),
+    )
 
     def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+        self.home = batch
+        self.batch = batch  # or a part of one that failed
+        self.parts: Parts[Batch] | None = None  # what else is left of that one
         self.reason = SealReason.DRAIN  # until launched
         self.done = False
         self.value: Any = None
@@ -36,13 +44,15 @@ class Run:
         self.size = 0  # of the batch as the function sees it: its calls and padding
         self.landing: Landing | None = None  # when `value` is on the host
         self.watched = False  # somebody sleeps until then
+        self.failed_in: Stage = "running"  # if there is an error
 
     def returned(self, value: Any) -> None:
         self.value = value
         self.done = True
 
-    def raised(self, error: BaseException) -> None:
+    def raised(self, error: BaseException, stage: Stage = "running") -> None:
         self.error = error
+        self.failed_in = stage
         self.done = True
 
 

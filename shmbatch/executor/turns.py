@@ -11,7 +11,8 @@
 
 A plain method that is due and has to wait for batches in flight holds back those that became due
 after it, or a stream of batches would keep it waiting for ever. On the CPU synchronous functions
-occupy the loop while they run, so that nothing ever has to wait here.
+occupy the loop while they run, so that nothing ever has to wait here, but for a batch in pieces:
+that one is in flight until its last part is over.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ class Turns:
     def admit(self, function: ServedFunction) -> bool:
         """Say whether *function*, which is due, may launch a batch now."""
         if function.is_plain:
-            return not any(each.flights for each in self.members)
+            return not any(each.is_busy for each in self.members)
         in_flight = 0
         for other in self.members:
             if other.is_plain:
-                if other.flights or other.is_due_before(function):
+                if other.is_busy or other.is_due_before(function):
                     return False
             elif other.definition.name == function.definition.name:
-                in_flight += len(other.flights)
+                in_flight += len(other.flights) + len(other.retries.waiting)
         return in_flight < function.depth
 
 

@@ -34,6 +34,7 @@ OPEN: Final[int]
 DRAINING: Final[int]
 CLOSED: Final[int]
 EXPELLED: Final[int]
+REPLACED: Final[int]
 
 # Flag of `submit`: the result may be polled before its caller asks, to make room.
 SPAWNED: Final[int]
@@ -123,7 +124,7 @@ class ProducerRing:
         """Whether this process is a fork of the one that created the ring."""
     @property
     def status(self) -> int:
-        """OPEN, DRAINING or CLOSED."""
+        """OPEN, DRAINING, CLOSED, EXPELLED or REPLACED."""
     @property
     def active(self) -> int:
         """How many producers of the executor called lately."""
@@ -136,6 +137,25 @@ class ProducerRing:
         Takes only values exactly of their columns' types; anything else is SUBMIT_MISFIT. A call
         that is not launched by *deadline_ns*, unless that is 0, never runs.
         Cost: one copy; a system call only if the executor sleeps.
+        """
+    def move(
+        self,
+        segment: Buffer,
+        bell: Buffer,
+        wake: Callable[[int], object],
+        record: bytes,
+        most_runs: int,
+        /,
+    ) -> int:
+        """Go over to a segment of the same layout, whose executor has seen no call yet.
+
+        Tickets stay what they are. Calls that the executor of the old segment, which must be dead,
+        had not taken are published again, in their order; those that it had, too, as long as no
+        more than *most_runs* executors will have run them, else they fail with *record*. Outcomes
+        that are there are kept. Returns how many calls were published.
+
+        Raises:
+            ValueError: the segments differ in size. RuntimeError: this process is a fork.
         """
     def poll(self, ticket: int, spin_ns: int, /) -> Any:
         """Return the result and free the slot; or PENDING; or FAILED (then call `error`)."""
@@ -246,6 +266,16 @@ class Batch:
         """Store one result; False if it is not exactly of the result's type."""
     def fail(self, row: int, record: bytes, /) -> None:
         """Make an error record the outcome of one row."""
+    def split(self, at: int, /) -> Batch:
+        """Move the rows from *at* on into a batch of their own, as if it had taken them.
+
+        What was rejected stays. Latencies are counted of neither part.
+        """
+    def drop_abandoned(self) -> int:
+        """Take rows out as `reject` does whose calls nobody waits for; return how many are left.
+
+        That are those that were given up, and those whose producers are gone.
+        """
     def complete(self) -> list[Wake] | None:
         """Publish every outcome, empty the batch, and return whom to wake."""
 
@@ -290,3 +320,38 @@ class Inbox:
         """Return whom to wake because slots of withdrawn calls are free, and who violated."""
     def count_active(self, since_ns: int, /) -> int: ...
     def tell_active(self, active: int, /) -> None: ...
+
+class Watchdog:
+    """A thread without the GIL that ends this process when one execution takes too long.
+
+    One byte is written to *notice_fd* first. If nobody calls `accept` within *grace_ns*, which
+    takes the GIL, the thread itself tells producers, writes to standard error, raises
+    *signal_number*, unless that is 0, and ends the process with status 1.
+
+    Producers are those at the other ends of the connections to *socket_fd*, a bound socket.
+
+    Raises:
+        OSError: the thread cannot be started.
+    """
+
+    def __new__(
+        cls, notice_fd: int, socket_fd: int, signal_number: int, grace_ns: int, /
+    ) -> Watchdog: ...
+    def add(self, limit_ns: int, told: bytes, logged: bytes, /) -> int:
+        """Add a function, of which nothing may take longer, and return its number; 0: no limit.
+
+        *told* is the packet for producers, *logged* is for standard error.
+        """
+    def enter(self, number: int, /) -> None:
+        """The calling thread goes into a function, for another batch; its clock begins anew.
+
+        Those of all others stand still until `leave`.
+        """
+    def leave(self, number: int, in_flight: bool, /) -> None:
+        """It is out again. The clock of the function goes on only if something is in flight."""
+    def done(self, number: int, in_flight: bool, /) -> None:
+        """The oldest batch of a function is over; its clock begins anew for another in flight."""
+    def accept(self) -> int:
+        """Take it over to end this process; return the number of the function, -1 if none is."""
+    def close(self) -> None:
+        """End the thread. Idempotent."""

@@ -523,6 +523,18 @@ batch_fail(batch *self, PyObject *const *args, Py_ssize_t nargs)
     return batch_set_error(self, args, nargs) == NULL ? NULL : Py_NewRef(Py_None);
 }
 
+/* Move a live row to the rejected ones: the function is not to see it. */
+static void
+batch_take_out(batch *self, row *at)
+{
+    row rejected = *at;
+    row *last = &self->rows[self->count - 1];
+    memmove(at, at + 1, (size_t)(last - at) * sizeof(*at));
+    *last = rejected;
+    self->count--;
+    self->rejected++;
+}
+
 /* reject(row, record): the same before the function runs, which is not to see this row. */
 static PyObject *
 batch_reject(batch *self, PyObject *const *args, Py_ssize_t nargs)
@@ -531,13 +543,58 @@ batch_reject(batch *self, PyObject *const *args, Py_ssize_t nargs)
     if (at == NULL) {
         return NULL;
     }
-    row rejected = *at;
-    row *last = &self->rows[self->count - 1];
-    memmove(at, at + 1, (size_t)(last - at) * sizeof(*at));
-    *last = rejected;
-    self->count--;
-    self->rejected++;
+    batch_take_out(self, at);
     Py_RETURN_NONE;
+}
+
+/* split(at) -> Batch: move the live rows from *at* on into a batch of their own. What was rejected
+ * stays. Neither part is timed: it was tried once already, in more rows. */
+static PyObject *
+batch_split(batch *self, PyObject *number)
+{
+    Py_ssize_t at = PyLong_AsSsize_t(number);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (at <= 0 || at >= (Py_ssize_t)self->count) {
+        PyErr_SetString(PyExc_IndexError, "a batch is split between two of its rows");
+        return NULL;
+    }
+    unsigned moved = self->count - (unsigned)at;
+    batch *rest = new_self(batch_type);
+    if (rest == NULL) {
+        return NULL;
+    }
+    rest->rows = PyMem_Calloc(moved, sizeof(row));
+    if (rest->rows == NULL) {
+        Py_DECREF(rest);
+        return PyErr_NoMemory();
+    }
+    rest->phases = (phases *)Py_XNewRef((PyObject *)self->phases);
+    rest->capacity = rest->count = moved;
+    memcpy(rest->rows, &self->rows[at], moved * sizeof(row));
+    memmove(&self->rows[at], &self->rows[self->count], self->rejected * sizeof(row));
+    memset(&self->rows[at + self->rejected], 0, moved * sizeof(row));
+    self->count = (unsigned)at;
+    self->weight = 0;
+    self->ran_ns = 0;
+    return (PyObject *)rest;
+}
+
+/* drop_abandoned() -> int: take rows whose calls were given up, or whose producers are gone, out
+ * of the live ones; return how many of these are left. */
+static PyObject *
+batch_drop_abandoned(batch *self, PyObject *Py_UNUSED(ignored))
+{
+    for (unsigned i = self->count; i-- > 0;) {
+        row *at = &self->rows[i];
+        const _Atomic uint32_t *state = &at->ring->ring.words.controls[at->index].state;
+        uint32_t word = atomic_load_explicit(state, memory_order_relaxed);
+        if (at->ring->detached || at->ring->broken || ring_state(word) == RING_ABANDONED) {
+            batch_take_out(self, at);
+        }
+    }
+    return PyLong_FromUnsignedLong(self->count);
 }
 
 int
@@ -637,6 +694,8 @@ static PyMethodDef batch_methods[] = {
     {"put", (PyCFunction)(void (*)(void))batch_put, METH_FASTCALL, NULL},
     {"fail", (PyCFunction)(void (*)(void))batch_fail, METH_FASTCALL, NULL},
     {"reject", (PyCFunction)(void (*)(void))batch_reject, METH_FASTCALL, NULL},
+    {"split", (PyCFunction)batch_split, METH_O, NULL},
+    {"drop_abandoned", (PyCFunction)batch_drop_abandoned, METH_NOARGS, NULL},
     {"complete", (PyCFunction)batch_complete, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

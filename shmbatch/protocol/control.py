@@ -105,9 +105,41 @@ def receive(
         raise
 
 
+def last_message(sock: socket.socket) -> dict[str, Any] | None:
+    """Return what a peer that has hung up said before; None if that was nothing."""
+    try:
+        return receive(sock, wait=False)[0]
+    except (OSError, EOFError, ProtocolError):
+        return None
+
+
+def brings_descriptors(sock: socket.socket) -> bool:
+    """Say whether the next message comes with descriptors; takes nothing, and does not wait.
+
+    To receive some and close them may take as long as the peer likes; see `executor.closing`.
+
+    Raises:
+        BlockingIOError: no message is there.
+    """
+    with _endpoint(sock, wait=False) as (end, flags):
+        flags |= socket.MSG_PEEK
+        try:
+            _, _, flags, _ = end.recvmsg(1, 0, flags)
+        except ConnectionResetError:  # as in `receive`
+            _, _, flags, _ = end.recvmsg(1, 0, flags)
+    return bool(flags & socket.MSG_CTRUNC)
+
+
 def lost(cause: str) -> dict[str, Any]:
     """Return the message that tells producers why their executor dies."""
-    return {"kind": "lost", "cause": _one_line(cause)}
+    return {"kind": "lost", "cause": one_line(cause)}
+
+
+def lost_packet(cause: str) -> bytes:
+    """Return that message as it crosses the socket, for who can run no Python when it is sent."""
+    import msgspec
+
+    return msgspec.msgpack.encode(lost(cause))
 
 
 def cause_in(packet: bytes) -> str | None:
@@ -123,10 +155,11 @@ def cause_in(packet: bytes) -> str | None:
         return None
     if message.get("kind") != "lost":
         return None
-    return _one_line(message.get("cause", "")) or None
+    return one_line(message.get("cause", "")) or None
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return *text* as one printable line of at most 2048 bytes, whatever it holds."""
     words = " ".join(text[:_CAUSE_NBYTES].split())
     printable = "".join(each if each.isprintable() else "?" for each in words)
     return printable.encode()[:_CAUSE_NBYTES].decode(errors="ignore")

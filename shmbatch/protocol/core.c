@@ -291,7 +291,8 @@ core_exec(PyObject *module)
         || add_type(module, &executor_spec, &executor_type) != 0
         || add_type(module, &batch_spec, &batch_type) != 0
         || add_type(module, &phases_spec, &phases_type) != 0
-        || add_type(module, &inbox_spec, NULL) != 0) {
+        || add_type(module, &inbox_spec, NULL) != 0
+        || add_type(module, &watchdog_spec, NULL) != 0) {
         return -1;
     }
     pending_object = PyUnicode_FromString("PENDING");
@@ -318,6 +319,7 @@ core_exec(PyObject *module)
         {"DRAINING", RING_DRAINING},
         {"CLOSED", RING_CLOSED},
         {"EXPELLED", RING_EXPELLED},
+        {"REPLACED", RING_REPLACED},
         {"SPAWNED", SUBMIT_SPAWNED},
         {"SUBMIT_FULL", SUBMIT_FULL},
         {"SUBMIT_MISFIT", SUBMIT_MISFIT},

@@ -4,14 +4,16 @@
  *   values.c     a value of a column, between Python and the bytes of a slot
  *   segment.c    a segment as either end sees it: where its words and columns are
  *   producer.c   ProducerRing, the producer's end
+ *   moving.c     how it goes over to the segment of another executor
  *   executor.c   ExecutorRing and Inbox: the executor's ends, of one connection and one function
  *   batch.c      Batch and Phases: the rows of one batch, and how long they took
+ *   watchdog.c   Watchdog, a thread that ends a process in which one execution takes too long
  *
  * Copies of RELEASE_GIL_NBYTES and more (but of a text on its way out), spinning and parking run
  * without the GIL; everything else runs under it, and that makes the private state of each object
  * single-threaded. Nothing allocates on the hot path but the Python objects that are returned.
- * Built against the limited API of CPython 3.11; a free-threaded interpreter turns the GIL back on
- * at import, because the module does not declare Py_mod_gil.
+ * Built against the limited API of CPython 3.11, but for a free-threaded interpreter, which has
+ * none: that turns the GIL back on at import, because the module does not declare Py_mod_gil.
  */
 #ifndef SHMBATCH_CORE_H
 #define SHMBATCH_CORE_H
@@ -267,6 +269,8 @@ typedef struct {
 int ends_init(ends *self, PyObject *segment, unsigned capacity, Py_ssize_t indices_offset,
               Py_ssize_t controls_offset, Py_ssize_t errors_offset, Py_ssize_t error_nbytes,
               PyObject *columns);
+/* The same in another segment of the same size. */
+int ends_like(ends *self, const ends *other, PyObject *segment);
 void ends_clear(ends *self);
 
 int get_shared(PyObject *buffer, Py_buffer *view);
@@ -284,6 +288,7 @@ typedef struct {
     uint32_t running;   /* calls taken and not completed */
     uint32_t peak;      /* most calls outstanding (waiting or running) when a batch was taken */
     bool broken;        /* the producer violated the protocol */
+    bool detached;      /* the producer is gone */
     bool freed;         /* slots became FREE or calls expired, and nobody has been told */
     bool async_expired; /* among the expired, one that an event loop waits for */
 } executor;
@@ -349,7 +354,8 @@ enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 
 /* ---- types, each in the file of its name -------------------------------------------------- */
 
-extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec;
+extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
+    watchdog_spec;
 extern PyTypeObject *executor_type, *batch_type, *phases_type; /* set at import, immortal */
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
 

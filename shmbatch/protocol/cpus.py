@@ -4,17 +4,15 @@ A container limited to one CPU sees all CPUs of its machine, and spinning there 
 that the peer needs. So waiting ``auto`` asks here whether a CPU is spare.
 
 Source: Linux Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and cgroup-v1
-(``cpu.cfs_quota_us``, ``cpu.cfs_period_us``); proc_pid_cgroup(5).
+(``cpu.cfs_quota_us``, ``cpu.cfs_period_us``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+from . import cgroups
 
 
 def usable_cpus() -> int:
@@ -31,28 +29,12 @@ def usable_cpus() -> int:
 
 def _quotas() -> Iterator[tuple[int, int]]:
     """Yield (quota, period) of every cgroup that limits this process, in microseconds."""
-    for line in _read(MEMBERSHIP).splitlines():
-        # "0::/user.slice" for version 2, "4:cpu,cpuacct:/docker/f00" for version 1
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:
-            for directory in _lineage(CGROUP_ROOT, path):
-                yield from _pair(_read(directory / "cpu.max"))
-        elif "cpu" in controllers.split(","):
-            for directory in _lineage(CGROUP_ROOT / "cpu", path):
-                quota = _read(directory / "cpu.cfs_quota_us")
-                yield from _pair(f"{quota} {_read(directory / 'cpu.cfs_period_us')}")
-
-
-def _lineage(mount: Path, path: str) -> list[Path]:
-    """Return the cgroup at *path* and its ancestors: every one of them limits its descendants.
-
-    Inside a container *path* may be the host's name for a cgroup that is mounted here as the
-    root, or lead out of it by ``..``; then the root is what is left to look at.
-    """
-    parts = [part for part in path.split("/") if part]
-    if ".." in parts:
-        parts = []
-    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    for version, folder in cgroups.folders("cpu"):
+        if version == 2:
+            yield from _pair(cgroups.read(folder / "cpu.max"))
+        else:
+            quota = cgroups.read(folder / "cpu.cfs_quota_us")
+            yield from _pair(f"{quota} {cgroups.read(folder / 'cpu.cfs_period_us')}")
 
 
 def _pair(text: str) -> list[tuple[int, int]]:
@@ -62,10 +44,3 @@ def _pair(text: str) -> list[tuple[int, int]]:
     except ValueError:
         return []
     return [(quota, period)] if quota > 0 and period > 0 else []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""

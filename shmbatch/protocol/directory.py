@@ -2,10 +2,14 @@
 
 Every user has one directory, and every served name has two entries in it::
 
-    <directory>/              SHMBATCH_DIR, /run/user/<uid>/shmbatch or /tmp/shmbatch-<uid>; 0700
+    <directory>/              SHMBATCH_DIR, /run/user/<uid>/shmbatch or /tmp/shmbatch-<uid>; 0700,
+                              or 0710 or 0711 once an executor in it has let others in
         sums.lock             locked by its owner for as long as that lives; see `ownership`
         sums.sock             where producers connect; the owner binds it
+        sums.next             only while an executor takes over from another; see `ownership`
         sums.starting         only while `ensure` starts an executor; see `attempts`
+
+A producer may also look into the directory of another user, whom it trusts; see `access`.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import ConfigError
-from . import descriptors
+from . import access, descriptors
 from .names import check_name
 
 SOCKET_PATH_LIMIT = 107  # bytes; sun_path of sockaddr_un has 108, the last of them zero
@@ -29,15 +33,18 @@ _OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 # ten days in /tmp would lose its name. Source: XDG Base Directory Specification, runtime files.
 _LOCK_MODE = 0o1600
 
+_MODES = (0o700, 0o710, 0o711)  # nobody but the owner may list it, or put anything into it
+
 
 def directory(create: bool) -> Path:
     """Return the directory of sockets, made sure to be this user's alone.
 
-    Without *create* it may not exist: then nobody serves anything, and there is nothing to check.
+    Without *create* it may not exist: then nobody serves anything, and there is nothing to check;
+    or it may be that of a user whose executors are trusted.
 
     Raises:
-        ConfigError: it is a symbolic link or no directory, belongs to another user, has a mode
-            other than 0700, or cannot be created.
+        ConfigError: it is a symbolic link or no directory, belongs to another user, is open for
+            others to list or to write, or cannot be created.
     """
     path = _chosen_directory()
     try:
@@ -55,17 +62,29 @@ def directory(create: bool) -> Path:
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a directory"
         raise ConfigError(f"'{path}' is {kind}; remove it, or set SHMBATCH_DIR")
     if found.st_uid != os.geteuid():
-        raise ConfigError(
-            f"directory '{path}' belongs to uid {found.st_uid} and this is uid {os.geteuid()}; "
-            f"set SHMBATCH_DIR to a directory of your own"
-        )
+        _check_foreign(path, found, create)
     # Other bits do not matter; set-gid, for one, may be inherited from the parent.
-    if found.st_mode & 0o777 != 0o700:
+    elif found.st_mode & 0o777 not in _MODES:
         raise ConfigError(
             f"directory '{path}' has mode {found.st_mode & 0o777:04o} and must have 0700; "
             f"run `chmod 700 {path}`, or set SHMBATCH_DIR"
         )
     return path
+
+
+def _check_foreign(path: Path, found: os.stat_result, create: bool) -> None:
+    """Whoever owns the directory decides where its sockets lead to."""
+    if create or not access.is_trusted(found.st_uid):
+        remedy = "" if create else f", or trust that user with SHMBATCH_TRUST={found.st_uid}"
+        raise ConfigError(
+            f"directory '{path}' belongs to uid {found.st_uid} and this is uid {os.geteuid()}; "
+            f"set SHMBATCH_DIR to a directory of your own{remedy}"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"directory '{path}' has mode {found.st_mode & 0o777:04o}, so that others than uid "
+            f"{found.st_uid} may put sockets there; set SHMBATCH_DIR to another"
+        )
 
 
 def _chosen_directory() -> Path:

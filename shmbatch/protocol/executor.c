@@ -191,6 +191,7 @@ inbox_detach(inbox *self, PyObject *ring)
             memmove(&self->rings[i], &self->rings[i + 1],
                     (self->count - i) * sizeof(*self->rings));
             self->turn = self->count && self->turn > i ? self->turn - 1 : self->turn;
+            ((executor *)ring)->detached = true;
             Py_DECREF(ring);
             break;
         }

@@ -11,7 +11,7 @@ A segment belongs to one (producer, function) pair::
          0   magic              u64     executor    "shmbatch", for people with a debugger
          8   layout_version     u32     executor    LAYOUT_VERSION, for the same people
         12   capacity           u32     executor    slots, likewise; nobody reads it back
-        64   status             u32     executor    open, draining, closed, expelled
+        64   status             u32     executor    open, draining, closed, expelled, replaced
         68   active             u32     executor    producers that called lately
        128   tail               u32     producer    slot indices published so far
        192   completions        u32     both        batches completed << 16 | sleeping threads

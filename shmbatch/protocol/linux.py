@@ -14,7 +14,8 @@ from typing import Any
 
 from . import layout
 from ._core import MAX_CAPACITY, Bell, ExecutorRing, ProducerRing
-from .transport import Offer, check_memory, map_shared
+from .memory import check_memory
+from .transport import Offer, map_shared
 
 
 def _create(name: str, nbytes: int) -> int:

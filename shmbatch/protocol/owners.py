@@ -26,6 +26,7 @@ class Owner:
     state: str  # LOADING, SERVING or DRAINING
     since_ns: int | None  # when it got the name; None if it has just got it
     file: str | None  # what it serves, where it has said so
+    keeper: int | None = None  # its supervisor, which is the owner from one executor to the next
 
 
 def owner(app: str) -> Owner | None:
@@ -37,14 +38,14 @@ def owner(app: str) -> Owner | None:
     found = ownership.look(app)
     if found is None:
         return None
-    pid, text = found
+    pid, keeper, text = found
     noted, *lines = os.fsdecode(text).split("\n", 3)
     if len(lines) < 3 or (pid is not None and noted != str(pid)):
-        return Owner(app, pid, LOADING, None, None)  # it has just got the name
+        return Owner(app, pid, LOADING, None, None, keeper)  # it has just got the name
     state, since_ns, file = lines
     if state not in (LOADING, SERVING, DRAINING) or not since_ns.isdecimal():
-        return Owner(app, pid, LOADING, None, None)  # an owner of another version
-    return Owner(app, pid, state, int(since_ns), file or None)
+        return Owner(app, pid, LOADING, None, None, keeper)  # an owner of another version
+    return Owner(app, pid, state, int(since_ns), file or None, keeper)
 
 
 def owners() -> list[Owner]:

@@ -3,18 +3,10 @@
 A lock file's lines are the owner's pid and, once it has made a note: its state, since when it has
 the name (nanoseconds of the monotonic clock), and the file that it serves. `owners` reads them.
 
-The locks are POSIX record locks: the kernel frees them when the owner dies, however it dies, and
-no forked child inherits them. Two bytes of the lock file have a meaning::
+`locks` says which byte of the file is locked by whom.
 
-    byte   name    locked by
-    ----   -----   ---------------------------------------------------------------------
-       0   CLAIM   the owner, from the moment it asks for the name
-       1   OWN     the owner, from the moment it has it; or a sweeper, while it removes
-
-They are two so that a sweeper is never mistaken for an owner: who finds CLAIM taken is refused,
-who finds OWN taken while holding CLAIM waits for a sweeper to finish.
-
-I1  The two entries of a name are only removed by a process that holds its OWN.
+I1  The entries of a name are only removed by a process that holds its OWN, and not while another
+    one KEEPs the name: that will need them for its next executor.
 I2  A process owns a name while it holds OWN of the file that *is* at ``<name>.lock``. So the path
     is looked at again after locking: between open and lock the file may have been removed.
 I3  A process that owns a name never opens that lock file again: closing any of its descriptors
@@ -25,29 +17,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import NameTaken
-from . import descriptors
+from . import descriptors, leftovers
 from .clock import now_ns
 from .directory import directory, is_at, open_lock, refuse, socket_path
+from .locks import CLAIM, KEEP, OWN, holder, try_lock, wait_lock
 from .names import NAME_PATTERN
 
 # What an owner may note about itself.
 LOADING, SERVING, DRAINING = "loading", "serving", "draining"
 
-SHARED_MEMORY_PREFIX = "shmbatch-"  # of what transport `posix` names, followed by a pid
+NEXT = ".next"  # the socket of an executor that is about to take the name over from another
 
-_SHARED_MEMORY = Path("/dev/shm")
-
-CLAIM, OWN = 0, 1
 _NOTE_LIMIT = 8192  # bytes; a path has at most 4096
-_FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, pid; padded at its end
 
 _mutex = threading.RLock()  # re-entrant, since a signal handler may close a lock being closed
-_held: dict[Path, NameLock] = {}  # I3
+_held: dict[Path, int] = {}  # I3; each with the descriptor that has its locks
 
 
 def _forget_after_fork() -> None:
@@ -76,15 +65,19 @@ class NameLock:
         self._since_ns = now_ns()
 
     @classmethod
-    def claim(cls, app: str) -> NameLock:
+    def claim(cls, app: str, *, keeper: int | None = None, succeeds: bool = False) -> NameLock:
         """Take *app*, or raise; of several processes at once, one gets it.
 
         Afterwards no socket is at `socket_path`, and none but this process may bind one. Waits
         for a sweeper that is at this name, never for another owner. Not inherited by a fork:
         claim in the process that will serve.
 
+        Args:
+            keeper: the process that may keep the name for this one; see `keeping`.
+            succeeds: leave a live predecessor's socket where it is.
+
         Raises:
-            NameTaken: a live process, which may be this one, has the name.
+            NameTaken: a live process, which may be this one, has the name, or keeps it.
             ConfigError: *app* is not a name, or the directory cannot be used.
         """
         path = socket_path(app).with_suffix(".lock")
@@ -93,10 +86,10 @@ class NameLock:
             if _key(path) in _held:
                 raise _taken(app, os.getpid())
             try:
-                lock = cls(app, path, _own(app, path))
+                lock = cls(app, path, _own(app, path, keeper, succeeds))
             except OSError as error:
                 refuse(path, error)
-            _held[_key(path)] = lock
+            hold(path, lock._fd)
         return lock
 
     def note(self, state: str, file: Path | None = None) -> None:
@@ -111,7 +104,10 @@ class NameLock:
                 os.pwrite(self._fd, os.fsencode("\n".join(lines)), 0)
 
     def close(self) -> None:
-        """Give the name back and remove both entries; a second call does nothing."""
+        """Give the name back; a second call does nothing.
+
+        Removes its entries, unless another process keeps the name.
+        """
         with _mutex:
             fd, self._fd = self._fd, -1
             if fd < 0:
@@ -119,9 +115,9 @@ class NameLock:
             try:
                 # I1, I2: where the file is no longer ours, somebody else's socket is there.
                 if self._pid == os.getpid():
-                    _held.pop(_key(self._path), None)
-                    if is_at(fd, self._path):
-                        _remove(self._path)
+                    let_go(self._path)
+                    if is_at(fd, self._path) and not holder(fd, KEEP)[0]:
+                        remove(self._path)
             finally:
                 os.close(fd)
 
@@ -132,20 +128,35 @@ class NameLock:
         self.close()
 
 
-def look(app: str) -> tuple[int | None, bytes] | None:
-    """Return the pid of *app*'s live owner and what its lock file says; None if nobody owns it.
+def hold(path: Path, fd: int) -> None:
+    """Note that *fd* has locks of the file at *path*, which must not be opened again (I3)."""
+    _held[_key(path)] = fd
 
-    The pid is what the kernel says, None for an owner in a process namespace that we cannot see.
-    As long as an owner has made no note of its own, the text may be an earlier owner's.
+
+def let_go(path: Path) -> None:
+    """Note that this process has no locks any more of the file at *path*."""
+    _held.pop(_key(path), None)
+
+
+class Held(NamedTuple):
+    """Who has a name, as the kernel says, and what stands in its lock file."""
+
+    pid: int | None  # None of a process in a process namespace that we cannot see
+    keeper: int | None  # that keeps it for this owner and the next; None if nobody does
+    text: bytes  # an earlier owner's, as long as this one has made no note of its own
+
+
+def look(app: str) -> Held | None:
+    """Return who has *app*; None if nobody does. It is the keeper while there is no owner.
 
     Raises:
         ConfigError: as `socket_path`, or the lock file cannot be opened.
     """
     path = socket_path(app).with_suffix(".lock")
     with _mutex:
-        lock = _held.get(_key(path))
-        if lock is not None:  # I3
-            return os.getpid(), os.pread(lock._fd, _NOTE_LIMIT, 0)
+        held = _held.get(_key(path))
+        if held is not None:  # I3
+            return Held(os.getpid(), holder(held, KEEP)[1], os.pread(held, _NOTE_LIMIT, 0))
         try:
             fd = open_lock(path)
         except FileNotFoundError:
@@ -153,10 +164,11 @@ def look(app: str) -> tuple[int | None, bytes] | None:
         except OSError as error:
             refuse(path, error)
         try:
-            is_owned, pid = _claimed(fd)
-            if not is_owned or not is_at(fd, path):  # I2
+            is_kept, keeper = holder(fd, KEEP)
+            is_owned, pid = holder(fd, CLAIM)
+            if not (is_owned or is_kept) or not is_at(fd, path):  # I2
                 return None
-            return pid, os.pread(fd, _NOTE_LIMIT, 0)
+            return Held(pid if is_owned else keeper, keeper, os.pread(fd, _NOTE_LIMIT, 0))
         finally:
             os.close(fd)
 
@@ -199,17 +211,21 @@ def sweep() -> list[str]:
     return removed
 
 
-def _own(app: str, path: Path) -> int:
-    """Return a descriptor of the file at *path*, with both bytes locked."""
+def _own(app: str, path: Path, keeper: int | None, succeeds: bool) -> int:
+    """Return a descriptor of the file at *path*, with CLAIM and OWN locked."""
     while True:
         fd = open_lock(path, create=True)
         try:
-            if not _try_lock(fd, CLAIM):
-                raise _taken(app, _claimed(fd)[1])  # or nobody: it let go this instant
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, OWN)
+            is_kept, by = holder(fd, KEEP)
+            if is_kept and by != keeper:
+                raise _taken(app, by)
+            if not try_lock(fd, CLAIM):
+                raise _taken(app, holder(fd, CLAIM)[1])  # or nobody: it let go this instant
+            wait_lock(fd, OWN)
             if is_at(fd, path):
-                path.with_suffix(".sock").unlink(missing_ok=True)  # I1; of a dead owner
-                _remove_shared_memory(fd)
+                if not succeeds:
+                    path.with_suffix(".sock").unlink(missing_ok=True)  # I1; of a dead owner
+                leftovers.remove_of_owner(fd)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, b"%d\n" % os.getpid(), 0)
                 return fd
@@ -222,10 +238,10 @@ def _own(app: str, path: Path) -> int:
 def _remove_if_stale(path: Path) -> bool:
     fd = open_lock(path)
     try:
-        if not _try_lock(fd, OWN) or not is_at(fd, path):
+        if not try_lock(fd, OWN) or holder(fd, KEEP)[0] or not is_at(fd, path):
             return False
-        _remove_shared_memory(fd)
-        _remove(path)
+        leftovers.remove_of_owner(fd)
+        remove(path)
         return True
     finally:
         os.close(fd)
@@ -242,48 +258,11 @@ def _remove_if_abandoned(path: Path) -> None:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
-    """Remove both entries, the socket first: a socket without a lock would never be swept."""
-    path.with_suffix(".sock").unlink(missing_ok=True)
+def remove(path: Path) -> None:
+    """Remove the entries, the lock last: a socket without a lock would never be swept."""
+    for kind in (".sock", NEXT):
+        path.with_suffix(kind).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _remove_shared_memory(fd: int) -> None:
-    """Remove what the dead owner in this lock file has left in /dev/shm (transport `posix`)."""
-    pid = os.pread(fd, 20, 0).partition(b"\n")[0].decode("ascii", "replace")
-    # A live process of that number is another one, and its names are its own.
-    if pid.isdecimal() and not _is_alive(pid):
-        for kind in ("", "sem."):  # the latter is how the C library names what sem_open makes
-            for path in _SHARED_MEMORY.glob(f"{kind}{SHARED_MEMORY_PREFIX}{pid}-*"):
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError:
-                    pass  # of another user
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        status = Path("/proc", pid, "stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")  # dead, but not yet reaped
-
-
-def _try_lock(fd: int, byte: int) -> bool:
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):  # POSIX allows either
-        return False
-    return True
-
-
-def _claimed(fd: int) -> tuple[bool, int | None]:
-    """Ask the kernel whether CLAIM is held, by whom; the file may name the last owner."""
-    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, CLAIM, 1, 0)
-    kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, question))
-    if kind == fcntl.F_UNLCK:
-        return False, None
-    return True, pid if pid > 0 else None  # it may live in a process namespace we cannot see
 
 
 def _taken(app: str, pid: int | None) -> NameTaken:

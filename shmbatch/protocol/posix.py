@@ -35,12 +35,12 @@ from typing import Any
 import posix_ipc
 
 from ..errors import ConfigError, HandshakeError
-from . import layout
+from . import layout, leftovers
 from ._core import TICKET_SLOT_MASK, WAITER, Bell, ExecutorRing, ProducerRing
-from .ownership import SHARED_MEMORY_PREFIX
-from .transport import Offer, check_memory, map_shared
+from .memory import check_memory
+from .transport import Offer, map_shared
 
-NAME_PREFIX = f"/{SHARED_MEMORY_PREFIX}"
+NAME_PREFIX = f"/{leftovers.PREFIX}"
 MAX_CAPACITY = 64
 
 _FOLDER = "/dev/shm"  # where the C library makes both

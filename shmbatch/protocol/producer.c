@@ -1,39 +1,17 @@
 /* producer.c: ProducerRing, the producer's end of a connection: submit, poll, arm, withdraw. */
-#include "core.h"
-
-/* What the producer itself knows of a slot. */
-enum { OWN_FREE = 0, OWN_WRITING, OWN_PUBLISHED, OWN_READING, OWN_WITHDRAWN };
-
-typedef struct {
-    PyObject_HEAD
-    ends shared;
-    ring_producer ring;
-    Py_buffer bell_memory;
-    ring_bell *bell;
-    PyObject *wake;   /* called with the bell's bits when the executor sleeps */
-    PyObject *finish; /* makes of a result what the caller gets; None: it is that */
-    uint64_t token; /* the process that may use this end */
-    uint32_t *generations;
-    uint8_t *own;
-    uint8_t *spawned; /* whether the result may be copied out before its caller asks */
-    uint32_t *free;   /* stack of free slots */
-    uint32_t free_count;
-    uint32_t *withdrawn; /* slots the executor has yet to hand back */
-    uint32_t withdrawn_count;
-    unsigned threads_joined; /* sleepers on completions, of this process */
-    unsigned loops_joined;
-    unsigned long long spins_won; /* polls that spun and got their result */
-} producer;
+#include "producer.h"
 
 static void
 producer_dealloc(producer *self)
 {
     ends_clear(&self->shared);
+    producer_unmap_left(self);
     if (self->bell_memory.obj != NULL) {
         PyBuffer_Release(&self->bell_memory);
     }
     Py_XDECREF(self->wake);
     Py_XDECREF(self->finish);
+    PyMem_Free(self->runs);
     PyMem_Free(self->generations);
     PyMem_Free(self->own);
     PyMem_Free(self->spawned);
@@ -75,7 +53,9 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->spawned = PyMem_Calloc(capacity, 1);
     self->free = PyMem_Calloc(capacity, sizeof(uint32_t));
     self->withdrawn = PyMem_Calloc(capacity, sizeof(uint32_t));
-    if (!self->generations || !self->own || !self->spawned || !self->free || !self->withdrawn) {
+    self->runs = PyMem_Calloc(capacity, 1);
+    if (!self->generations || !self->own || !self->spawned || !self->free || !self->withdrawn
+        || !self->runs) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -85,12 +65,6 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->free_count = capacity;
     return (PyObject *)self;
-}
-
-static inline bool
-producer_forked(const producer *self)
-{
-    return *fork_word != self->token;
 }
 
 /* Wake some of this process's threads out of park_completions. */
@@ -104,7 +78,7 @@ producer_notify(producer *self, int threads)
     }
 }
 
-static void
+void
 producer_put_back(producer *self, uint32_t index)
 {
     self->own[index] = OWN_FREE;
@@ -147,30 +121,36 @@ producer_drop(producer *self, uint32_t index, bool only_ready)
     return state;
 }
 
-static int
+int
 producer_wake(producer *self, uint32_t sleeping)
 {
-    PyObject *result = PyObject_CallFunction(self->wake, "I", sleeping);
+    PyObject *wake = Py_NewRef(self->wake); /* another thread may move to the next meanwhile */
+    PyObject *result = PyObject_CallFunction(wake, "I", sleeping);
+    Py_DECREF(wake);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
 
-/* Take a free slot, copy what is held into it and publish it; return the ticket, NULL with an
- * exception. Large values are copied without the GIL. */
+/* Take a free slot, copy what is held into it and publish it; return the ticket, SUBMIT_CLOSED if
+ * it came too late, or NULL with an exception. Large values are copied without the GIL. */
 static PyObject *
 producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsigned long flags,
                  uint64_t deadline_ns)
 {
     uint32_t index = self->free[--self->free_count];
     self->own[index] = OWN_WRITING;
-    PyThreadState *saved = nbytes >= RELEASE_GIL_NBYTES ? PyEval_SaveThread() : NULL;
-    for (Py_ssize_t i = 0; i < self->shared.column_count; i++) {
-        const column *values_of = &self->shared.columns[i];
-        value_store(values_of, &held[i], value_at(values_of, index));
-    }
-    if (saved != NULL) {
-        PyEval_RestoreThread(saved);
-    }
+    uint32_t moves;
+    do { /* again where the ring has moved meanwhile, and what was written stayed behind */
+        moves = self->moves;
+        const column *columns = self->shared.columns;
+        PyThreadState *saved = nbytes >= RELEASE_GIL_NBYTES ? PyEval_SaveThread() : NULL;
+        for (Py_ssize_t i = 0; i < self->shared.column_count; i++) {
+            value_store(&columns[i], &held[i], value_at(&columns[i], index));
+        }
+        if (saved != NULL) {
+            PyEval_RestoreThread(saved);
+        }
+    } while (moves != self->moves);
     uint32_t generation = self->generations[index] =
         (self->generations[index] + 1) & RING_GENERATION_MASK;
     PyObject *ticket =
@@ -180,10 +160,15 @@ producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsi
         return NULL;
     }
     self->own[index] = OWN_PUBLISHED;
+    self->runs[index] = 0;
     self->spawned[index] = (flags & SUBMIT_SPAWNED) != 0;
     ring_publish(&self->ring, index, generation, (uint32_t)flags & RING_ASYNC, now_ns(),
                  deadline_ns);
     uint32_t sleeping = ring_bell_ring(self->bell, false);
+    if (!ring_is_open(&self->ring) && producer_drop(self, index, true) == RING_CANCELLED) {
+        Py_DECREF(ticket); /* the executor may have drained for the last time before */
+        return PyLong_FromLong(SUBMIT_CLOSED);
+    }
     if (sleeping != 0 && producer_wake(self, sleeping) != 0) {
         /* While Python ran, another thread may have taken the outcome to make room. */
         if (self->own[index] == OWN_PUBLISHED && self->generations[index] == generation) {
@@ -216,8 +201,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
     if (producer_forked(self)) {
         return PyLong_FromLong(SUBMIT_FORKED);
     }
-    if (atomic_load_explicit(&self->ring.words.header->status, memory_order_acquire)
-        != RING_OPEN) {
+    if (!ring_is_open(&self->ring)) {
         return PyLong_FromLong(SUBMIT_CLOSED);
     }
     Py_ssize_t count = self->shared.column_count;
@@ -225,6 +209,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
         return PyLong_FromLong(SUBMIT_MISFIT);
     }
 
+    producer_enter(self);
     held_value held[MAX_COLUMNS];
     Py_ssize_t fitting = 0; /* columns before this one hold their value */
     Py_ssize_t nbytes = 0;
@@ -243,6 +228,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
     for (Py_ssize_t i = 0; i < fitting; i++) {
         value_let_go(&self->shared.columns[i], &held[i]);
     }
+    producer_leave(self);
     return refusal != 0 ? PyLong_FromLong(refusal) : ticket;
 }
 
@@ -291,17 +277,21 @@ producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
     bool done = ring_state(ring_look(&self->ring, index)) == RING_DONE;
     bool spun = !done && spin_ns > 0;
     if (spun) {
-        uint32_t generation = self->generations[index];
+        uint32_t generation = self->generations[index], moves = self->moves;
+        ring_producer ring = self->ring;
+        producer_enter(self);
         Py_BEGIN_ALLOW_THREADS
         uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
         do {
             for (int i = 0; i < 32 && !done; i++) {
                 pause_cpu();
-                done = ring_state(ring_look(&self->ring, index)) == RING_DONE;
+                done = ring_state(ring_look(&ring, index)) == RING_DONE;
             }
         } while (!done && now_ns() < until_ns);
         Py_END_ALLOW_THREADS
-        if (self->generations[index] != generation || self->own[index] != OWN_PUBLISHED) {
+        producer_leave(self);
+        if (self->generations[index] != generation || self->own[index] != OWN_PUBLISHED
+            || self->moves != moves) {
             return Py_NewRef(pending_object); /* another thread got there first */
         }
     }
@@ -315,7 +305,9 @@ producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
     }
     self->own[index] = OWN_READING;
     const column *result_column = &self->shared.columns[self->shared.column_count];
+    producer_enter(self);
     PyObject *result = value_load(result_column, value_at(result_column, index));
+    producer_leave(self);
     ring_release(&self->ring, index);
     producer_put_back(self, index);
     if (result != NULL && self->finish != Py_None) {
@@ -453,7 +445,7 @@ producer_step(PyObject *step)
 }
 
 static PyObject *
-producer_join(producer *self, PyObject *kind)
+producer_join_completions(producer *self, PyObject *kind)
 {
     uint32_t step = producer_step(kind);
     unsigned *joined = step == RING_LOOP_STEP ? &self->loops_joined : &self->threads_joined;
@@ -468,7 +460,7 @@ producer_join(producer *self, PyObject *kind)
 }
 
 static PyObject *
-producer_leave(producer *self, PyObject *kind)
+producer_leave_completions(producer *self, PyObject *kind)
 {
     uint32_t step = producer_step(kind);
     unsigned *joined = step == RING_LOOP_STEP ? &self->loops_joined : &self->threads_joined;
@@ -496,7 +488,10 @@ producer_park_slot(producer *self, PyObject *const *args, Py_ssize_t nargs)
     }
     uint32_t word = ring_arm(&self->ring, (uint32_t)slot, RING_WAITER);
     if (ring_state(word) != RING_DONE) {
-        if (futex_wait(&self->ring.words.controls[slot].state, word, timeout_ns) != 0
+        producer_enter(self);
+        int slept = futex_wait(&self->ring.words.controls[slot].state, word, timeout_ns);
+        producer_leave(self);
+        if (slept != 0
             || producer_slot(self, args[0]) < 0) { /* another thread got the outcome meanwhile */
             return NULL;
         }
@@ -514,8 +509,14 @@ producer_park_completions(producer *self, PyObject *const *args, Py_ssize_t narg
     }
     unsigned long joined = PyLong_AsUnsignedLong(args[0]);
     long long timeout_ns = PyLong_AsLongLong(args[1]);
-    if (PyErr_Occurred()
-        || futex_wait(&self->ring.words.header->completions, (uint32_t)joined, timeout_ns) != 0) {
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    producer_enter(self);
+    int slept =
+        futex_wait(&self->ring.words.header->completions, (uint32_t)joined, timeout_ns);
+    producer_leave(self);
+    if (slept != 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -575,6 +576,7 @@ producer_active(producer *self, void *Py_UNUSED(closure))
 
 static PyMethodDef producer_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))producer_submit, METH_FASTCALL, NULL},
+    {"move", (PyCFunction)(void (*)(void))producer_move, METH_FASTCALL, NULL},
     {"poll", (PyCFunction)(void (*)(void))producer_poll, METH_FASTCALL, NULL},
     {"error", (PyCFunction)producer_error, METH_O, NULL},
     {"state", (PyCFunction)producer_state, METH_O, NULL},
@@ -582,8 +584,8 @@ static PyMethodDef producer_methods[] = {
     {"arm", (PyCFunction)(void (*)(void))producer_arm, METH_FASTCALL, NULL},
     {"withdraw", (PyCFunction)producer_withdraw, METH_O, NULL},
     {"expire", (PyCFunction)producer_expire, METH_O, NULL},
-    {"join_completions", (PyCFunction)producer_join, METH_O, NULL},
-    {"leave_completions", (PyCFunction)producer_leave, METH_O, NULL},
+    {"join_completions", (PyCFunction)producer_join_completions, METH_O, NULL},
+    {"leave_completions", (PyCFunction)producer_leave_completions, METH_O, NULL},
     {"park_slot", (PyCFunction)(void (*)(void))producer_park_slot, METH_FASTCALL, NULL},
     {"wake_slot", (PyCFunction)producer_wake_slot, METH_O, NULL},
     {"wake_completions", (PyCFunction)producer_wake_completions, METH_NOARGS, NULL},

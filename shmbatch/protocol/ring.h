@@ -35,6 +35,9 @@
  *   completions X adds to the word after DONE      ->  P parks only on the value it loaded
  *                                                      before it looked for DONE
  *   withdraw    P counts after CANCELLED           ->  X loads the count before it sweeps
+ *   closing     X stores the status, then touches  ->  P adds to the bell after the tail, then
+ *               the bell, then drains for the last     loads the status: whichever touched the
+ *               time                                   bell first, the other one sees what it did
  *
  * Every sleep is announced in the word it sleeps on, by one read-modify-write, so coherence of
  * that one word decides who must be woken: no fence, no second flag that a killed waker could
@@ -119,8 +122,15 @@ typedef struct {
 } ring_header;
 _Static_assert(sizeof(ring_header) == 384, "layout.py draws 384 bytes");
 
-/* EXPELLED: this producer broke the protocol, and was cut off. */
-enum { RING_OPEN = 0, RING_DRAINING = 1, RING_CLOSED = 2, RING_EXPELLED = 3 };
+/* EXPELLED: this producer broke the protocol, and was cut off. REPLACED: as DRAINING, and another
+ * executor takes later calls. */
+enum {
+    RING_OPEN = 0,
+    RING_DRAINING = 1,
+    RING_CLOSED = 2,
+    RING_EXPELLED = 3,
+    RING_REPLACED = 4,
+};
 
 /* One cache line for each slot. */
 typedef struct {
@@ -185,6 +195,15 @@ ring_publish(ring_producer *producer, uint32_t index, uint32_t generation, uint3
                           index, memory_order_relaxed);
     producer->tail++;
     atomic_store_explicit(&producer->words.header->tail, producer->tail, RING_PUBLISH_ORDER);
+}
+
+/* Say whether the executor still takes calls. Asked once more after the bell was rung: if it says
+ * yes then, the executor's last drain finds what was published before. */
+static inline bool
+ring_is_open(const ring_producer *producer)
+{
+    return atomic_load_explicit(&producer->words.header->status, memory_order_acquire)
+           == RING_OPEN; /* SYNC closing */
 }
 
 /* Return the slot's state word; DONE in it makes result and outcome readable. */

@@ -91,6 +91,42 @@ ends_init(ends *self, PyObject *segment, unsigned capacity, Py_ssize_t indices_o
     return 0;
 }
 
+int
+ends_like(ends *self, const ends *other, PyObject *segment)
+{
+    Py_buffer view;
+    if (get_shared(segment, &view) != 0) {
+        return -1;
+    }
+    column *columns = PyMem_Malloc((size_t)(other->column_count + 1) * sizeof(column));
+    if (columns == NULL || view.len != other->segment.len) {
+        PyBuffer_Release(&view);
+        PyMem_Free(columns);
+        if (columns == NULL) {
+            PyErr_NoMemory();
+        } else {
+            PyErr_SetString(PyExc_ValueError, "the segments differ in size");
+        }
+        return -1;
+    }
+    const char *from = other->segment.buf;
+    char *to = view.buf;
+    *self = *other;
+    self->segment = view;
+    self->words.header = (ring_header *)to;
+    self->words.indices = (_Atomic uint32_t *)(to + ((const char *)other->words.indices - from));
+    self->words.controls = (ring_control *)(to + ((const char *)other->words.controls - from));
+    self->errors = to + (other->errors - from);
+    self->columns = columns;
+    for (Py_ssize_t i = 0; i <= other->column_count; i++) {
+        columns[i] = other->columns[i];
+        columns[i].base = to + (other->columns[i].base - from);
+        Py_XINCREF(columns[i].carrier);
+        Py_XINCREF(columns[i].allocate);
+    }
+    return 0;
+}
+
 bool
 no_slot(const ends *self, unsigned long index)
 {

@@ -38,7 +38,21 @@ class FunctionCounts(TypedDict):
     rejected: int  # calls taken out of their batch before it ran
     failed: dict[str, int]  # calls by the kind of their error; without the expired ones
     batch_sizes: dict[str, dict[int, int]]  # by seal reason and size
+    halved: int  # executions that failed and whose calls were run again in parts
+    out_of_memory: int  # executions that failed so
+    memory_limit: int | None  # most calls in a batch for which there is memory; None: not known
     latencies: dict[str, Latencies]  # by phase
+
+
+class Admission(TypedDict):
+    """Who was let in and who was not, since the executor started; and what there is room for."""
+
+    producers: int  # attached now, or gone and not yet forgotten
+    producers_max: int
+    nbytes: int  # of their segments
+    nbytes_max: int
+    refused: int  # of another user, beyond a limit, or with a message that made no sense
+    expelled: int  # producers that broke the protocol
 
 
 class Snapshot(TypedDict):
@@ -51,6 +65,7 @@ class Snapshot(TypedDict):
     device: str
     state: str  # serving or draining
     uptime_ns: int
+    admission: Admission
     functions: dict[str, FunctionCounts]
 
 

@@ -20,10 +20,7 @@ because whoever parks looks again. That is why a semaphore with a stray count in
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,24 +112,6 @@ class ProducerTransport(Protocol):
 def map_shared(fd: int, nbytes: int) -> mmap.mmap:
     """Map shared memory, page tables filled: the first call must not pay for page faults."""
     return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-
-
-def check_memory(nbytes: int) -> None:
-    """Raise OSError (ENOMEM) unless the machine can give *nbytes* without taking from somebody.
-
-    Where nothing limits this process, ``posix_fallocate`` takes all memory there is, and the
-    kernel kills somebody.
-    """
-    if nbytes > _available_nbytes():
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-
-def _available_nbytes() -> int:
-    with open("/proc/meminfo", "rb") as file:  # noqa: PTH123 - no pathlib in a producer
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return sys.maxsize  # a kernel that does not say
 
 
 def executor_transport(name: str) -> ExecutorTransport:

@@ -167,7 +167,9 @@ class _Check:
         """Hold outcomes against those of batches of one: I2, I3 and I7."""
         for number, batch in enumerate(simulation.batches, 1):
             calls = [simulation.calls[each - 1] for each in batch.calls]
-            kept = [call for call in calls if not call.cancelled and not call.producer.gone]
+            # Those that ran again have the outcome of another batch.
+            kept = [call for call in calls if call.batch is batch]
+            kept = [call for call in kept if not call.cancelled and not call.producer.gone]
             for call in kept:
                 error = call.error()
                 if isinstance(error, BatchResultError):
@@ -218,7 +220,8 @@ class _Check:
         for number, batch in enumerate(simulation.batches, 1):
             calls = ", ".join(map(str, batch.calls))
             noun = "call" if len(batch.calls) == 1 else "calls"
-            text = f"batch {number} launches ({batch.reason.value}): {noun} {calls}"
+            why = "what failed, in parts" if batch.retried else batch.reason.value
+            text = f"batch {number} launches ({why}): {noun} {calls}"
             if batch.size > len(batch.calls):
                 text += f", padded to {batch.size}"
             lines.append((batch.start, 1, text))

@@ -53,7 +53,8 @@ class _Known:
     before: list[Call] = field(default_factory=list)  # what waited when a batch was last taken
     reason: SealReason | None = None  # why it was due then
     deadline_ns: int = NEVER_NS
-    batches: list[list[Call]] = field(default_factory=list)
+    batches: list[tuple[float, list[Call]]] = field(default_factory=list)  # launched, and when
+    pieces: list[Call] = field(default_factory=list)  # of a batch that failed, and not run again
 
 
 class Contract(Watcher):
@@ -78,9 +79,9 @@ class Contract(Watcher):
         waiting = self.waiting(function)
         if not waiting:
             return None, NEVER_NS
-        batcher = self.simulation.functions[function].definition.parameters
-        deadline_ns = min(call.at_ns for call in waiting) + batcher.wait_ns
-        if len(waiting) >= batcher.max_batch_size:
+        deadline_ns = min(call.at_ns for call in waiting)
+        deadline_ns += self.simulation.functions[function].definition.parameters.wait_ns
+        if len(waiting) >= self._most(function):
             return SealReason.SIZE, deadline_ns
         if self._lockstep(function) and not self._absent(function):
             return SealReason.ALL, deadline_ns
@@ -90,6 +91,12 @@ class Contract(Watcher):
 
     def _of(self, function: int) -> _Known:
         return self._known.setdefault(function, _Known())
+
+    def _most(self, function: int) -> int:
+        """How many calls a batch may have: fewer than defined where memory is short."""
+        served = self.simulation.functions[function]
+        most, limit = served.definition.parameters.max_batch_size, served.retries.limit
+        return most if limit is None else min(most, limit.limit)
 
     def _lockstep(self, function: int) -> bool:
         return self.simulation.functions[function].definition.lockstep
@@ -129,12 +136,15 @@ class Contract(Watcher):
     def launched(self, flight: Flight, inputs: tuple[Any, ...]) -> None:
         known = self._of(flight.function)
         known.running.append(flight.calls)
-        known.batches.append(flight.calls)
+        if flight.record.retried:
+            self._relaunched(flight, inputs)
+            return
+        known.batches.append((flight.record.start, flight.calls))
         if flight.rejected:
             return
         number = len(self.simulation.batches)
         served = self.simulation.functions[flight.function]
-        most = served.definition.parameters.max_batch_size
+        most = self._most(flight.function)
         calls, before = flight.calls, known.before
         if len(calls) > most:
             broken("I1", f"batch {number} has {len(calls)} calls, max_batch_size is {most}")
@@ -150,8 +160,26 @@ class Contract(Watcher):
         self._check_turns(number, calls, before)
         self._check_columns(number, calls, served.definition.signature.parameters, inputs)
 
-    def completed(self, function: int) -> None:
-        calls = self._of(function).running.pop(0)
+    def _relaunched(self, flight: Flight, inputs: tuple[Any, ...]) -> None:
+        """Check a part of a batch that failed."""
+        number = len(self.simulation.batches)
+        known = self._of(flight.function)
+        for call in flight.calls:
+            if call not in known.pieces:
+                broken("I2", f"batch {number} runs {call!r} again, whose batch did not fail")
+            known.pieces.remove(call)
+        columns = self.simulation.functions[flight.function].definition.signature.parameters
+        self._check_columns(number, flight.calls, columns, inputs)
+
+    def completed(self, function: int, halved: bool) -> None:
+        known = self._of(function)
+        calls = known.running.pop(0)
+        if halved:
+            known.pieces += calls
+            return
+        if not self.simulation.functions[function].retries.in_pieces:
+            calls = calls + known.pieces  # nobody waited for these any more
+            known.pieces = []
         for call in calls:
             if call.cancelled and self._peaks[id(call.producer)] > 1:
                 self._peaks[id(call.producer)] -= 1
@@ -177,7 +205,7 @@ class Contract(Watcher):
             if call.batch is None:
                 broken("I2", f"{call!r} has an outcome and was in no batch")
         for known in self._known.values():
-            for at, batch in enumerate(known.batches):
+            for at, (_, batch) in enumerate(known.batches):
                 for call in batch:
                     if not call.cancelled:
                         _check_passed_over(call, known.batches[:at])
@@ -212,11 +240,9 @@ class Contract(Watcher):
                     )
 
 
-def _check_passed_over(call: Call, batches: list[list[Call]]) -> None:
+def _check_passed_over(call: Call, batches: list[tuple[float, list[Call]]]) -> None:
     """I5: by at most its place in line, plus one, of each other producer's calls."""
-    earlier = [
-        batch for batch in batches if batch[0].batch is not None and batch[0].batch.start > call.at
-    ]
+    earlier = [batch for start, batch in batches if start > call.at]
     place = sum(other.producer is call.producer for batch in earlier for other in batch)
     others = Counter(
         other.producer.name

@@ -32,8 +32,8 @@ class Watcher:
     def launched(self, flight: Any, inputs: tuple[Any, ...]) -> None:
         """The function is about to run, on *inputs*."""
 
-    def completed(self, function: int) -> None:
-        """The outcomes of the oldest batch have been published."""
+    def completed(self, function: int, halved: bool) -> None:
+        """The outcomes of the oldest batch have been published, or it will run again in halves."""
 
     def waits(self, until_ns: int) -> None:
         """The executor does nothing until then, unless it is woken."""

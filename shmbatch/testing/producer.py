@@ -210,16 +210,27 @@ class Producer:
         self.waiting.remove(call)
         return call
 
+    def relaunched(self, slot: int) -> Call:
+        """Return the call whose slot it is, and which runs again."""
+        return self._slots[slot]
+
     def __repr__(self) -> str:
         return f"<{self.name} of '{self.attachment.function.address}'>"
 
 
 def rows_of(
-    runs: list[tuple[ExecutorRing, int, int]], producers: dict[ExecutorRing, Producer]
+    runs: list[tuple[ExecutorRing, int, int]],
+    producers: dict[ExecutorRing, Producer],
+    *,
+    again: bool,
 ) -> list[Call]:
-    """Return the calls of a batch in the order of their rows; they wait no more."""
+    """Return the calls of a batch in the order of their rows; they wait no more.
+
+    Args:
+        again: they have run before.
+    """
     return [
-        producers[ring].launched(slot)
+        producers[ring].relaunched(slot) if again else producers[ring].launched(slot)
         for ring, first, count in runs
         for slot in range(first, first + count)
     ]

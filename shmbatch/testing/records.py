@@ -18,17 +18,19 @@ class BatchRecord:
     reason: SealReason  # why it stopped filling
     start: float  # virtual seconds since the simulation began
     end: float | None = None  # None while it runs
-    raised: bool = False  # the function did, so that all its calls have that error
+    raised: bool = False  # the function did: all its calls have that error, or run again in parts
+    retried: bool = False  # a part of one that failed
 
     def __str__(self) -> str:
         took = "runs" if self.end is None else f"took {milliseconds(self.end - self.start)}"
         padded = f" in {self.size} rows" if self.size != len(self.calls) else ""
+        again = ", retried" if self.retried else ""
         calls = " ".join(map(str, self.calls))
         if self.raised:
             took += ", raised"
         return (
             f"at {milliseconds(self.start)}  {self.function}  calls {calls}{padded}  "
-            f"({self.reason.value}), {took}"
+            f"({self.reason.value}{again}), {took}"
         )
 
 

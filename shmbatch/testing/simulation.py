@@ -239,9 +239,11 @@ class Simulation:
             if each.function_number == function and each.attachment.attached
         ]
 
-    def flown(self, function: int, runs: list[tuple[ExecutorRing, int, int]]) -> list[Call]:
-        """Return the calls of a batch that has just been taken."""
-        return rows_of(runs, self._attached)
+    def flown(
+        self, function: int, runs: list[tuple[ExecutorRing, int, int]], again: bool
+    ) -> list[Call]:
+        """Return the calls of a batch that has just been taken, or runs *again*."""
+        return rows_of(runs, self._attached, again=again)
 
     def takes_ns(self, record: BatchRecord) -> int:
         """Return how long a batch is to take."""
@@ -316,11 +318,17 @@ class _Simulated(ServedFunction):
         self.simulation.watch().launching(self.number)
         return super().launch(at_ns)
 
+    def relaunch(self) -> None:
+        if troubles := self.simulation.clock.troubles:
+            raise troubles[0]
+        super().relaunch()
+
     def complete(self) -> Any:
+        halved = self.retries.halved
         wakes = super().complete()
-        if self.running:
+        if self.running:  # else nobody waited for the calls of a part any more
             self.running.popleft()
-        self.simulation.watch().completed(self.number)
+            self.simulation.watch().completed(self.number, self.retries.halved > halved)
         return wakes
 
     def _recorded(self, definition: Definition) -> Callable[..., Any]:
@@ -356,13 +364,15 @@ class _Simulated(ServedFunction):
 
     def _began(self, inputs: tuple[Any, ...]) -> Flight:
         simulation, run = self.simulation, self.flights[-1]
-        calls = simulation.flown(self.number, run.batch.runs())
+        retried = run.parts is not None
+        calls = simulation.flown(self.number, run.batch.runs(), retried)
         record = BatchRecord(
             self.address,
             tuple(call.number for call in calls),
             run.size,
             run.reason,
             simulation.now,
+            retried=retried,
         )
         simulation.batches.append(record)
         for call in calls:

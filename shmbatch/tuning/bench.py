@@ -23,7 +23,7 @@ from ..executor.staging.devices import Device
 from ..protocol import layout
 from ..protocol._core import FAILED, RUNNING, Bell, ExecutorRing, ProducerRing
 from ..protocol.clock import now_ns
-from ..protocol.transport import check_memory
+from ..protocol.memory import check_memory
 from .disturbance import Disturbance
 from .examples import Examples
 from .variants import Parameters, variant

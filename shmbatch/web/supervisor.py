@@ -63,7 +63,7 @@ def supervise(settings: Settings, listener: socket.socket) -> int:
     Raises:
         LoadError: the file does not load, or has no endpoints.
         NameTaken: a live executor has the name.
-        ExecutorGone: the executor died.
+        ExecutorGone: the executor died and could not be started again.
         ConfigError: an option is wrong, or an extra is not installed.
     """
     with asyncio.Runner() as runner:
@@ -203,6 +203,7 @@ class _Supervisor:
         def line(fd: int) -> list[str]:
             return command(
                 self._settings.file,
+                "--restart",
                 "--supervisor-fd",
                 str(self._lifeline),
                 name=description["name"],
@@ -213,7 +214,7 @@ class _Supervisor:
                 ready_fd=fd,
             )
 
-        what = f"the executor of {description['name']!r}"
+        what = f"the supervisor of {description['name']!r}"  # which outlives executors
         return Child(what, line, fds=(self._lifeline,), environment=os.environ, gone=ExecutorGone)
 
     def _say(self, description: dict[str, Any]) -> None:
@@ -229,10 +230,13 @@ class _Supervisor:
     def _stop(self, number: int, serving: asyncio.Task[int]) -> None:
         if self._is_stopping:
             log.warning("stops now")
-            children = (*self._next, *self._workers, *filter(None, [self._executor]))
-            for child in children:
+            workers = (*self._next, *self._workers)
+            executors = list(filter(None, [self._executor]))
+            for child in executors:
+                child.hurry()  # it has an executor of its own to end
+            for child in workers:
                 child.kill()
-            for child in children:
+            for child in (*workers, *executors):
                 child.reap()
             ownership.sweep()
             os._exit(128 + number)

@@ -1,0 +1,87 @@
+"""How much memory this process may still take: the machine's, and what its cgroups leave it.
+
+Where nothing limits a process, ``posix_fallocate`` takes all memory there is; where a cgroup
+does, it takes all of that. Either way the kernel then kills somebody, so whoever wants a segment
+asks here before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import cgroups
+
+MEMINFO = Path("/proc/meminfo")
+
+# What segments must leave: functions need some to run at all. A share of all there is, if less.
+RESERVE_NBYTES, _RESERVE_SHARE = 256 << 20, 8
+
+# For version 2 and version 1 of cgroups: limit, use, and the name of what could be given back.
+_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def check_memory(nbytes: int) -> None:
+    """Raise OSError (ENOMEM) unless this process can take *nbytes* and leave others enough.
+
+    Reads a few small files.
+    """
+    if nbytes > available_nbytes() - min(RESERVE_NBYTES, total_nbytes() // _RESERVE_SHARE):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def available_nbytes() -> int:
+    """Return how much can be taken now: of the machine's memory, or of a cgroup's if less."""
+    return min([_meminfo("MemAvailable"), *(left for _, left in _limits())])
+
+
+def total_nbytes() -> int:
+    """Return how much this process may use at most: the machine's memory, or a cgroup's limit."""
+    return min([machine_nbytes(), *(limit for limit, _ in _limits())])
+
+
+def machine_nbytes() -> int:
+    """Return how much memory the machine has."""
+    return _meminfo("MemTotal")
+
+
+def _meminfo(what: str) -> int:
+    for line in cgroups.read(MEMINFO).splitlines():
+        name, _, amount = line.partition(":")
+        if name == what:
+            return int(amount.split()[0]) * 1024
+    return sys.maxsize  # a kernel that does not say
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield the limit of every cgroup that has one, and what is left of it."""
+    for version, folder in cgroups.folders("memory"):
+        limit_file, used_file, idle_name = _FILES[version]
+        limit = _number(cgroups.read(folder / limit_file))
+        if limit is not None:
+            used = _number(cgroups.read(folder / used_file)) or 0
+            # Of files that nobody uses: the kernel gives it up as soon as somebody wants memory.
+            idle = _number(_named(cgroups.read(folder / "memory.stat"), idle_name)) or 0
+            yield limit, max(0, limit - max(0, used - idle))
+
+
+def _number(text: str) -> int | None:
+    """Read a number; None where there is no limit ("max")."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _named(text: str, name: str) -> str:
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return value
+    return ""

@@ -1,0 +1,1 @@
+"""The process that starts an executor anew when it dies; light, and without a thread."""
