@@ -39,6 +39,8 @@ COMPLETION_STEP = 0x10000
 
 IDLE, WAITING, RUNNING = range(3)
 
+OPEN, DRAINING, CLOSED, EXPELLED, REPLACED = range(5)
+
 WORD = 1 << 32  # where the bell, which counts for ever, begins again
 
 
@@ -54,35 +56,45 @@ def word_of(generation: int, state: int) -> int:
     return generation << GENERATION_SHIFT | state
 
 
-def slot_words(capacity: int) -> dict[str, int]:
-    """Return the words of a segment: header, ring and slots, with their first values."""
-    words = {"tail": 0, "withdrawn": 0}
+def slot_words(capacity: int, of: str = "") -> dict[str, int]:
+    """Return the words of a segment: header, ring and slots, with their first values.
+
+    Where there are several segments, the words of each begin with its name, *of*.
+    """
+    words = {f"{of}tail": 0, f"{of}withdrawn": 0}
     for index in range(capacity):
-        words |= {f"index{index}": 0, f"state{index}": word_of(0, FREE)}
-        words |= {f"input{index}": 0, f"result{index}": 0}
+        words |= {f"{of}index{index}": 0, f"{of}state{index}": word_of(0, FREE)}
+        words |= {f"{of}input{index}": 0, f"{of}result{index}": 0}
     return words
 
 
 # ---- the producer's end -----------------------------------------------------------------
 
 
-def publish(capacity: int, tail: int, index: int, generation: int, flags: int = 0) -> Program:
+def publish(
+    capacity: int, tail: int, index: int, generation: int, flags: int = 0, of: str = ""
+) -> Program:
     """Return the new tail."""
-    yield store(f"state{index}", word_of(generation, READY) | flags)
-    yield store(f"index{tail % capacity}", index)
-    yield store("tail", tail + 1)
+    yield store(f"{of}state{index}", word_of(generation, READY) | flags)
+    yield store(f"{of}index{tail % capacity}", index)
+    yield store(f"{of}tail", tail + 1)
     return tail + 1
 
 
-def arm(index: int, bit: int) -> Program:
+def is_open() -> Program:
+    status = yield load("status")
+    return status == OPEN
+
+
+def arm(index: int, bit: int, of: str = "") -> Program:
     """Return the word as it now stands."""
-    word = yield set_bits(f"state{index}", bit)
+    word = yield set_bits(f"{of}state{index}", bit)
     return word | bit
 
 
-def withdraw(index: int, only_ready: bool = False) -> Program:
+def withdraw(index: int, only_ready: bool = False, of: str = "") -> Program:
     """Return the state it is in now."""
-    word = yield load(f"state{index}")
+    word = yield load(f"{of}state{index}")
     while True:
         if state_of(word) == READY:
             following = CANCELLED
@@ -91,17 +103,17 @@ def withdraw(index: int, only_ready: bool = False) -> Program:
         else:
             return state_of(word)
         wanted = word_of(generation_of(word), following)
-        found = yield compare_and_swap(f"state{index}", word, wanted)
+        found = yield compare_and_swap(f"{of}state{index}", word, wanted)
         if found == word:
             if following == CANCELLED:
-                yield add("withdrawn", 1)
+                yield add(f"{of}withdrawn", 1)
             return following
         word = found
 
 
-def release(index: int) -> Program:
-    word = yield load(f"state{index}")
-    yield store(f"state{index}", word_of(generation_of(word), FREE))
+def release(index: int, of: str = "") -> Program:
+    word = yield load(f"{of}state{index}")
+    yield store(f"{of}state{index}", word_of(generation_of(word), FREE))
 
 
 def join_completions(step: int) -> Program:
@@ -152,23 +164,26 @@ def disarm_bell() -> Program:
     yield clear_bits("bell", PARKED | POLLING)
 
 
-def free(index: int, word: int) -> Program:
+def free(index: int, word: int, of: str = "") -> Program:
     """Return whether the slot of a withdrawn call became FREE."""
     while state_of(word) == CANCELLED:
-        found = yield compare_and_swap(f"state{index}", word, word_of(generation_of(word), FREE))
+        wanted = word_of(generation_of(word), FREE)
+        found = yield compare_and_swap(f"{of}state{index}", word, wanted)
         if found == word:
             return True
         word = found
     return False
 
 
-def drain(capacity: int, head: int, waiting: tuple[int, ...], known: tuple[int, ...]) -> Program:
+def drain(
+    capacity: int, head: int, waiting: tuple[int, ...], known: tuple[int, ...], of: str = ""
+) -> Program:
     """Return head, waiting and known as they are now."""
-    tail = yield load("tail")
+    tail = yield load(f"{of}tail")
     if tail - head > capacity:
         raise Violation(f"executor: tail {tail} is more than the capacity ahead of head {head}")
     while head != tail:
-        index = yield load(f"index{head % capacity}")
+        index = yield load(f"{of}index{head % capacity}")
         if known[index] != IDLE:
             raise Violation(f"executor: slot {index} came out of the ring twice (R1)")
         known = _changed(known, index, WAITING)
@@ -198,26 +213,26 @@ def sweep(waiting: tuple[int, ...], known: tuple[int, ...], withdrawn: int) -> P
     return kept, known, withdrawn
 
 
-def take(index: int) -> Program:
+def take(index: int, of: str = "") -> Program:
     """Return the generation taken, or None where the call had been cancelled (now FREE)."""
-    word = yield load(f"state{index}")
+    word = yield load(f"{of}state{index}")
     while True:
         if state_of(word) == CANCELLED:
-            freed = yield from free(index, word)
+            freed = yield from free(index, word, of)
             if not freed:
                 raise Violation(f"executor: somebody else moved slot {index} from CANCELLED (R2)")
             return None
         if state_of(word) != READY:
             raise Violation(f"executor: slot {index} stood in the ring {name_of(word)}")
-        found = yield compare_and_swap(f"state{index}", word, word & ~STATE_MASK | TAKEN)
+        found = yield compare_and_swap(f"{of}state{index}", word, word & ~STATE_MASK | TAKEN)
         if found == word:
             return generation_of(word)
         word = found
 
 
-def complete(index: int, generation: int) -> Program:
+def complete(index: int, generation: int, of: str = "") -> Program:
     """Return the flags of those to wake."""
-    word = yield load(f"state{index}")
+    word = yield load(f"{of}state{index}")
     while True:
         if generation_of(word) != generation:
             raise Violation(f"executor: slot {index} has another generation than taken (R3)")
@@ -227,7 +242,7 @@ def complete(index: int, generation: int) -> Program:
             following = FREE
         else:
             raise Violation(f"executor: slot {index} was taken and is {name_of(word)}")
-        found = yield compare_and_swap(f"state{index}", word, word_of(generation, following))
+        found = yield compare_and_swap(f"{of}state{index}", word, word_of(generation, following))
         if found == word:
             return word & (WAITER | ASYNC)
         word = found

@@ -33,6 +33,11 @@ NAMES = {
     "RING_IDLE": ring_steps.IDLE,
     "RING_WAITING": ring_steps.WAITING,
     "RING_RUNNING": ring_steps.RUNNING,
+    "RING_OPEN": ring_steps.OPEN,
+    "RING_DRAINING": ring_steps.DRAINING,
+    "RING_CLOSED": ring_steps.CLOSED,
+    "RING_EXPELLED": ring_steps.EXPELLED,
+    "RING_REPLACED": ring_steps.REPLACED,
 }
 
 
@@ -69,6 +74,7 @@ def test_counts_do_not_carry_into_the_bits_below_them() -> None:
 # What a step of the model stands for: each atomic operation of ring.h, function by function.
 ATOMICS = {
     "ring_publish": ["store", "store", "store", "store", "store"],  # the stamps are payload
+    "ring_is_open": ["load"],
     "ring_look": ["load"],
     "ring_arm": ["fetch_or"],
     "ring_withdraw": ["load", "compare_exchange", "fetch_add"],
@@ -102,3 +108,23 @@ def test_every_atomic_operation_of_ring_h_is_one_the_model_knows() -> None:
         if operations:
             found[name[1]] = operations
     assert found == ATOMICS
+
+
+# Outside of ring.h: what else orders one side's words against the other's; where it is modelled.
+ELSEWHERE = {
+    "executor.c": ["store"],  # the status, in test_model_reload.py
+    "producer.c": ["fetch_add", "load"],  # own threads woken; the status, for people
+    "moving.c": ["store", "load", "exchange", "fetch_add", "fetch_add"],  # test_model_move.py
+}
+
+
+def test_every_order_outside_of_ring_h_is_one_the_model_knows() -> None:
+    found = {}
+    for path in sorted(RING_H.parent.glob("*.c")):
+        operations = re.findall(
+            r"\batomic_(\w+)_explicit\b[^;]*?memory_order_(\w+)", path.read_text(encoding="utf-8")
+        )
+        ordering = [operation for operation, order in operations if order != "relaxed"]
+        if ordering:
+            found[path.name] = ordering
+    assert found == ELSEWHERE

@@ -152,7 +152,7 @@ class View:
         self._state = state
 
     def word(self, name: str) -> int:
-        return self._state[0][self._checker.word_index[name]]
+        return self._checker.value(self._state[0], self._checker.word_index[name])
 
     def alive(self, process: str) -> bool:
         return self._state[1][self._checker.process_index[process]][0] != DEAD
@@ -302,11 +302,7 @@ class Checker:
 
     def explore(self, limit: int = 2_000_000) -> Result:
         """Visit every reachable state; stop at the first safety violation."""
-        parts = []
-        for table in self.tables:
-            local, stores = table.start()
-            parts.append((RUNNING, local, self._buffered((), stores)))
-        first: State = (tuple(self.model.words.values()), tuple(parts))
+        first = self._first()
         seen: dict[State, int] = {first: 0}
         order: list[State] = [first]
         parents = [-1]
@@ -366,6 +362,18 @@ class Checker:
         return [index for index, flag in enumerate(saved) if not flag]
 
     # ---- one step ---------------------------------------------------------------------
+
+    @staticmethod
+    def value(memory: Any, word: int) -> int:
+        value: int = memory[word]
+        return value
+
+    def _first(self) -> State:
+        parts = []
+        for table in self.tables:
+            local, stores = table.start()
+            parts.append((RUNNING, local, self._buffered((), stores)))
+        return tuple(self.model.words.values()), tuple(parts)
 
     def _buffered(
         self, buffer: tuple[tuple[int, int], ...], stores: tuple[Operation, ...]
@@ -520,15 +528,16 @@ class Checker:
         if end:
             lines.append(f"       {end}")
         memory, parts = order[at]
-        words = ", ".join(
-            f"{name}={value:#x}" for name, value in zip(self.word_names, memory, strict=True)
-        )
-        lines.append(f"       memory: {words}")
+        lines.append(f"       memory: {self._shown(memory)}")
         for name, table, (mode, local, _) in zip(self.names, self.tables, parts, strict=True):
             operation = table.operations[local]
             now = ("runs", "sleeps", "is dead")[mode] if operation else "has finished"
             lines.append(f"       {name} {now}")
         return "\n".join(lines)
+
+    def _shown(self, memory: tuple[int, ...]) -> str:
+        named = zip(self.word_names, memory, strict=True)
+        return ", ".join(f"{name}={value:#x}" for name, value in named)
 
     def _added(self, state: State, following: State, index: int) -> str:
         """Name the stores which the process executed right after this step."""

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.model.ring_steps import PARKED, POLLING, STEP, WORD, missing, quorum_of
-from tests.native.test_ring_stress import compile_with_gcc
+from tests.native.test_ring_stress import compile_c
 
 SOURCE = Path(__file__).with_name("bell.c")
 COUNTS = WORD // STEP
@@ -28,7 +28,7 @@ bits = st.sampled_from([PARKED, POLLING])
 @pytest.fixture(scope="module")
 def bell(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("bell") / "bell.so"
-    complaints = compile_with_gcc(SOURCE, library, ("-O2", "-shared", "-fPIC"))
+    complaints = compile_c(SOURCE, library, ("-O2", "-shared", "-fPIC"))
     assert not complaints, complaints
     loaded = ctypes.CDLL(str(library))
     for name in ("bell_ring", "bell_quorum", "bell_look"):

@@ -9,19 +9,25 @@ that a wrong access would have been reported.
 from __future__ import annotations
 
 import os
-import shutil
+import platform
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from tests.native.test_ring_stress import ADDRESS, PROTOCOL, unavailable
+from tests.native.test_ring_stress import ADDRESS, PROTOCOL, path_of, unavailable
 
 REPOSITORY = PROTOCOL.parents[1]
 BATCHES = REPOSITORY / "tests" / "protocol" / "test_core_batches.py"
-VALUES_AND_BATCHES = (BATCHES.with_name("test_core_values.py"), BATCHES)
+MOVING = BATCHES.with_name("test_core_moving.py")
+# What each compiler's core is tested with: the sanitizers of both find much the same.
+TESTS = {
+    "gcc": (BATCHES.with_name("test_core_values.py"), BATCHES, MOVING),
+    "clang": (MOVING,),
+}
 WATCHDOG_SECONDS = 200
 
 # Loads the core that it is told, under the name of the installed one, before anything else does.
@@ -41,25 +47,34 @@ sys.exit(pytest.main([*options, *sys.argv[2:]]))
 """
 
 
-def gcc() -> str:
-    found = shutil.which("gcc")
-    if found is None:
-        unavailable("there is no gcc")
-    return found
+# The sanitizers' library, which must be loaded before all others, and how to link with it.
+RUNTIMES = {
+    "gcc": ("libasan.so", ()),
+    "clang": (f"libclang_rt.asan-{platform.machine()}.so", ("-shared-libasan",)),
+}
+
+both_compilers = pytest.mark.parametrize("compiler", RUNTIMES)
 
 
-def runtime() -> str:
-    """Return the sanitizer's library, which must be loaded before all others."""
+def runtime(compiler: str) -> str:
+    """Return where the sanitizers' library is."""
+    name, _ = RUNTIMES[compiler]
     done = subprocess.run(
-        [gcc(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        [path_of(compiler), f"-print-file-name={name}"], capture_output=True, text=True, check=True
     )
     path = Path(done.stdout.strip())
     if not path.is_absolute() or not path.exists():
-        unavailable("gcc has no address sanitizer")
+        lacking(compiler, f"{compiler} has no address sanitizer")
     return str(path)
 
 
-def build(folder: Path, planted: tuple[str, str] | None = None) -> Path:
+def lacking(compiler: str, reason: str) -> NoReturn:
+    if compiler == "clang":
+        pytest.skip(reason)  # its runtimes are packages of their own
+    unavailable(reason)
+
+
+def build(folder: Path, compiler: str, planted: tuple[str, str] | None = None) -> Path:
     """Compile the core; *planted* replaces a text that one of its files has."""
     sources = sorted(PROTOCOL.glob("*.c"))
     if planted is not None:
@@ -71,7 +86,8 @@ def build(folder: Path, planted: tuple[str, str] | None = None) -> Path:
     core = folder / "_core.abi3.so"
     done = subprocess.run(
         [
-            *(gcc(), "-std=gnu11", "-shared", "-fPIC", "-DPy_LIMITED_API=0x030B0000", *ADDRESS),
+            *(path_of(compiler), "-std=gnu11", "-shared", "-fPIC", *ADDRESS),
+            *("-DPy_LIMITED_API=0x030B0000", *RUNTIMES[compiler][1]),
             *(f"-I{sysconfig.get_path('include')}", f"-I{PROTOCOL}", *map(str, sources)),
             *("-o", str(core)),
         ],
@@ -80,12 +96,12 @@ def build(folder: Path, planted: tuple[str, str] | None = None) -> Path:
         timeout=WATCHDOG_SECONDS,
     )
     if "cannot find -l" in done.stderr:
-        unavailable(f"gcc cannot link with {ADDRESS[-2]}")
+        lacking(compiler, f"{compiler} cannot link with {ADDRESS[-2]}")
     assert done.returncode == 0, done.stderr
     return core
 
 
-def run(core: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(core: Path, compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", RUN, str(core), *arguments],
         cwd=REPOSITORY,
@@ -94,7 +110,7 @@ def run(core: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=WATCHDOG_SECONDS,
         env=os.environ
         | {
-            "LD_PRELOAD": runtime(),
+            "LD_PRELOAD": runtime(compiler),
             "PYTHONMALLOC": "malloc",
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
             "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -105,33 +121,42 @@ def run(core: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 pytestmark = pytest.mark.slow  # an interpreter under a sanitizer is
 
 
+@both_compilers
 @pytest.mark.timeout(2 * WATCHDOG_SECONDS)
-def test_the_core_passes_its_tests_under_the_sanitizers(tmp_path: Path) -> None:
+def test_the_core_passes_its_tests_under_the_sanitizers(compiler: str, tmp_path: Path) -> None:
     """All but those that count what Python allocated, or let threads fight for the GIL."""
     slow = "not nothing_is_left and not without_the_gil and not at_once and not Lockstep"
-    done = run(build(tmp_path), *map(str, VALUES_AND_BATCHES), "-k", slow)
+    done = run(build(tmp_path, compiler), compiler, *map(str, TESTS[compiler]), "-k", slow)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("planted", "report"),
+    ("compiler", "planted", "report"),
     [
         pytest.param(
+            "gcc",
             ("self->rows = PyMem_Calloc(capacity,", "self->rows = PyMem_Calloc(1,"),
             "AddressSanitizer: heap-buffer-overflow",
-            id="too little memory",
+            id="gcc, too little memory",
         ),
         pytest.param(
+            "gcc",
             ("59u - (unsigned)__builtin_clzll(ns)", "259u - (unsigned)__builtin_clzll(ns)"),
             "runtime error: ",
-            id="shift too far",
+            id="gcc, shift too far",
+        ),
+        pytest.param(
+            "clang",
+            ("59u - (unsigned)__builtin_clzll(ns)", "259u - (unsigned)__builtin_clzll(ns)"),
+            "runtime error: ",
+            id="clang, shift too far",
         ),
     ],
 )
 def test_control_a_planted_bug_is_reported(
-    planted: tuple[str, str], report: str, tmp_path: Path
+    compiler: str, planted: tuple[str, str], report: str, tmp_path: Path
 ) -> None:
-    done = run(build(tmp_path, planted), str(BATCHES), "-k", "never_ran")
+    done = run(build(tmp_path, compiler, planted), compiler, str(BATCHES), "-k", "never_ran")
     assert done.returncode != 0, done.stdout
     assert report in done.stdout + done.stderr
