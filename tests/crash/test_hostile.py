@@ -44,7 +44,7 @@ chance = random.Random(how)
 double = shmbatch.connect("hostile.double")
 assert double.remote(1) == 2
 connection = double.connect()
-transport = connection._transport
+transport = connection.line.transport
 memory, bell = transport.memory, Bell(transport.bell_memory)
 where = segment_layout(connection.signature, connection.capacity)
 mask = (1 << (where.capacity - 1).bit_length()) - 1
@@ -71,7 +71,7 @@ def ring():
         transport.wake_executor()
 
 def hung_up(timeout=0.0):
-    return control.is_gone(connection.sock, None, timeout)
+    return control.is_gone(connection.line.sock, None, timeout)
 
 print("connected", flush=True)
 sys.stdin.readline()
@@ -93,7 +93,7 @@ elif how.startswith("published"):
 elif how.startswith("in flight"):
     held = shmbatch.connect("hostile.held")
     connection = held.connect()
-    transport = connection._transport
+    transport = connection.line.transport
     memory = transport.memory
     where = segment_layout(connection.signature, connection.capacity)
     call = held.spawn(5)
@@ -137,7 +137,7 @@ sys.stdin.read()
 BELL_RINGER = """
 import os, random, select, shmbatch
 double = shmbatch.connect("hostile.double")
-memory = double.connect()._transport.bell_memory
+memory = double.connect().line.transport.bell_memory
 chance = random.Random(1)
 print("connected", flush=True)
 os.read(0, 1)  # no more: the next line may have come too
