@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are import
 
 from shmbatch.protocol.transport import TRANSPORTS
 from tests import processes
+from tests.crash.reporting import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.reaching import touches_a_transport
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, as it has their

@@ -18,6 +18,7 @@ from typing import Any
 import shmbatch
 from shmbatch.app.classes import Class
 from shmbatch.client import pool
+from shmbatch.protocol import ownership
 
 PATIENCE_S = 20
 APPS = Path(__file__).parent / "apps"
@@ -163,6 +164,53 @@ def served(file: str, name: str, *options: str, **extra: str) -> Iterator[Served
         executor.kill()
         raise
     executor.stop()
+
+
+class Supervised(Served):
+    """An executor that another one follows when it dies; `process` is its supervisor."""
+
+    def __init__(self, file: str, name: str, *options: str, **extra: str) -> None:
+        super().__init__(file, name, "--restart", *options, **extra)
+
+    @property
+    def executor_pid(self) -> int:
+        pid: int = shmbatch.statistics(self.name)["pid"]
+        return pid
+
+    def kill_executor(self) -> None:
+        """Kill the one that serves, and return when it is dead."""
+        pidfd = os.pidfd_open(self.executor_pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            readable(pidfd, "the executor is dead")
+        finally:
+            os.close(pidfd)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Have the supervisor do nothing meanwhile."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End both as no process can prevent, the supervisor first."""
+        pidfd = -1
+        try:
+            pidfd = os.pidfd_open(self.executor_pid)
+        except (shmbatch.errors.ExecutorNotFound, ProcessLookupError):
+            pass  # between two executors: the next one ends for want of a supervisor
+        super().kill()
+        if pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            readable(pidfd, "the executor is dead")
+            os.close(pidfd)
+        ownership.sweep()
 
 
 class Gate:

@@ -17,8 +17,12 @@ import pytest
 
 from shmbatch.protocol import transport
 from tests import processes, programs
+from tests.crash.points import Victims
 
-STARTERS = (processes.Served, programs.started, transport.executor_transport)
+STARTERS = (
+    *(processes.Served, processes.Supervised, Victims),
+    *(programs.started, transport.executor_transport),
+)
 # Of `programs.ran` only with one of these words; `app.run` cannot be told from its name alone.
 _COMMANDS = {"run", "start", "tune"}
 

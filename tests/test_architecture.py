@@ -22,11 +22,14 @@ FLOORS = {
     "contract": {"errors", "protocol.layout"},
     "client": {"errors", "protocol", "contract"},
     "executor": {"errors", "protocol", "contract"},
+    "supervisor": {"errors", "protocol"},
     "app": {"errors", "protocol", "contract", "client"},
     "web": {"errors", "protocol", "contract", "client", "app"},
     "testing": {"errors", "protocol", "contract", "client", "executor", "app"},
     "tuning": {"errors", "protocol", "contract", "client", "executor", "app"},
-    "cli": {"errors", "protocol", "contract", "client", "executor", "app", "web", "tuning"},
+    "doctor": {"errors", "protocol", "contract", "client", "executor", "app"},
+    "cli": {"errors", "protocol", "contract", "client", "executor", "app", "web", "tuning"}
+    | {"doctor", "supervisor"},
 }
 
 # Where a module of somebody else's may be imported, and the only places.
@@ -47,10 +50,13 @@ HOMES = {
     },
     "click": {
         "cli",
+        "cli.admission",
+        "cli.doctor",
         "cli.entrypoint",
         "cli.options",
         "cli.printing",
         "cli.ps",
+        "cli.reload",
         "cli.run",
         "cli.serve",
         "cli.start",
@@ -79,6 +85,8 @@ HOMES = {
         "client.call",
         "client.connection",
         "client.handshake",
+        "client.pool",  # sleeps until the next executor of a kept name is there
+        "client.succession",
         "protocol.clock",
         "tuning.producer",  # sleeps until the next call is to be made
     },
@@ -87,12 +95,17 @@ HOMES = {
     "multiprocessing": set[str](),
     "threading": {
         "app.instance",  # one object for `.local`, whoever calls first
+        "client.attended",
         "client.connection",
+        "client.line",
         "client.listener",
         "client.pool",
         "client.slots",
+        "client.succession",
+        "executor.closing",  # closes what a hostile producer has sent along
         "executor.control",
         "executor.lander",  # sleeps for a batch on the device
+        "executor.watchdog",  # ends the process when the loop's thread does not come back
         "protocol.names",
         "protocol.ownership",
         "web.worker",  # watches the supervisor, whatever the user's code is doing
@@ -153,7 +166,7 @@ each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: modu
 def test_there_is_something_to_look_at() -> None:
     floors = {module.floor for module in MODULES}
     assert floors == {*FLOORS, "", "__main__"}
-    assert "shmbatch.protocol._core.ProducerRing" in set(_module("client.connection").imports())
+    assert "shmbatch.protocol._core.ProducerRing" in set(_module("client.attended").imports())
     assert "shmbatch.app.load" in {i.rpartition(".")[0] for i in _module("cli.run").imports()}
     assert "torch" in set(_module("executor.staging.runtime").imports())
 

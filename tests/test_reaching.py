@@ -27,18 +27,28 @@ OVER_ONE = {
     "tests/conformance/test_coverage.py",
     "tests/conformance/test_definition.py",
     "tests/contract/",
+    "tests/crash/test_leftovers.py",
+    "tests/doctor/",
     "tests/executor/test_batcher.py",
     "tests/executor/staging/",
     "tests/executor/test_cuda.py",  # a device that is not there
     "tests/executor/test_delivery.py",  # and those below: over worlds, without processes
     "tests/executor/test_fake_gpu.py",
     "tests/executor/test_instances.py",
+    "tests/executor/test_isolating.py",
+    "tests/executor/test_isolating_cuda.py",
     "tests/executor/test_loop.py",
+    "tests/executor/test_overload.py",
+    "tests/executor/test_memory_limit.py",
     "tests/executor/test_runner.py",
     "tests/executor/test_served.py",
     "tests/executor/test_statistics.py",
     "tests/executor/test_turns.py",
     "tests/gpu/",  # a GPU cares little about who sleeps how
+    "tests/hostile/test_access.py",  # transport posix is for one user
+    "tests/hostile/test_closing.py",
+    "tests/hostile/test_fuzz_ring.py",
+    "tests/hostile/test_fuzz_values.py",
     "tests/model/",
     "tests/native/",
     "tests/protocol/test_attempts.py",
@@ -50,11 +60,14 @@ OVER_ONE = {
     "tests/protocol/test_cpus.py",
     "tests/protocol/test_directory.py",
     "tests/protocol/test_layout.py",
+    "tests/protocol/test_memory.py",
     "tests/protocol/test_names.py",
     "tests/protocol/test_owners.py",
     "tests/protocol/test_ownership.py",
     "tests/protocol/test_ring_model.py",
     "tests/protocol/test_spinning.py",
+    "tests/protocol/test_supervision.py",
+    "tests/supervisor/",  # what a supervisor decides, without processes
     "tests/testing/",  # one process, but for test_plugin.py
     "tests/test_architecture.py",
     "tests/test_documentation.py",

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 import shmbatch
+from shmbatch.contract.failing import FailureOptions
 from shmbatch.errors import ConfigError
+from tests.rings import ADD
 
 
 def add(xs: list[int]) -> list[int]:
@@ -123,3 +125,68 @@ def test_a_batched_function_without_an_app_cannot_be_called() -> None:
 def test_what_is_said_of_values_is_checked_at_once(said: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(said))):
         shmbatch.batched(max_batch_size=2, wait_ms=0, **said)
+
+
+# ---- what becomes of executions that fail ----
+
+
+@pytest.mark.parametrize("idempotent", [None, 1, "yes"])
+def test_idempotent_is_true_or_false(idempotent: object) -> None:
+    refused = refusal(max_batch_size=1, wait_ms=0, idempotent=idempotent)
+    shown = "NoneType" if idempotent is None else repr(idempotent)
+    assert refused == f"idempotent is {shown}; use True or False"
+
+
+@pytest.mark.parametrize("on_error", [None, "halve", True, ["raise"]])
+def test_on_error_is_one_of_two_words(on_error: object) -> None:
+    refused = refusal(max_batch_size=1, wait_ms=0, on_error=on_error)
+    assert refused.startswith("on_error is ")
+    assert refused.endswith(
+        "; use 'raise', and all calls of a batch get what the function raised, "
+        "or 'isolate', and only bad inputs do"
+    )
+
+
+@pytest.mark.parametrize("limit", [0, -1, 86_401, math.nan, math.inf, True, "1"])
+def test_an_execution_timeout_out_of_bounds_is_refused(limit: object) -> None:
+    assert refusal(max_batch_size=1, wait_ms=0, execution_timeout=limit) == (
+        f"execution_timeout is {limit!r}; use a number of seconds above 0 and up to 86400, "
+        "or None for no limit"
+    )
+
+
+def test_they_are_part_of_the_definition() -> None:
+    made = shmbatch.batched(
+        max_batch_size=1, wait_ms=0, idempotent=True, on_error="raise", execution_timeout=0.5
+    )(add)
+    definition = made.definition("add", ADD)
+    assert definition.idempotent
+    assert definition.failing == FailureOptions(True, "raise", 500_000_000)
+    plain = shmbatch.batched(max_batch_size=1, wait_ms=0)(add).definition("add", ADD)
+    assert plain.failing == FailureOptions(False, "raise", None)
+
+
+def test_who_isolates_says_that_the_function_is_idempotent() -> None:
+    made = shmbatch.batched(max_batch_size=1, wait_ms=0, on_error="isolate")(add)
+    assert made.definition("add", ADD).idempotent
+
+
+def test_methods_of_classes_have_them_too() -> None:
+    app = shmbatch.App("kept")
+
+    @app.cls()
+    class Kept:
+        @shmbatch.batched(max_batch_size=2, wait_ms=0, on_error="isolate")
+        def isolates(self, xs: list[int]) -> list[int]:
+            return xs
+
+        @shmbatch.method(idempotent=True, execution_timeout=2)
+        def limited(self, x: int) -> int:
+            return x
+
+    made: Any = Kept
+    isolates, limited = made.definitions(())
+    assert isolates.failing == FailureOptions(True, "isolate", None)
+    assert limited.failing == FailureOptions(True, "raise", 2_000_000_000)
+    with pytest.raises(ConfigError, match="execution_timeout is 0; use a number"):
+        shmbatch.method(execution_timeout=0)

@@ -14,15 +14,16 @@ import pytest
 import shmbatch
 from shmbatch.app.load import load_file
 from shmbatch.errors import ConfigError, ExecutorGone, ExecutorNotFound, LoadError
-from shmbatch.protocol import names
-from tests.programs import FIRST_PROGRAM, SERVED, Watched, line, ran, started, written
+from shmbatch.protocol import names, owners
+from tests.processes import wait_until
+from tests.programs import FIRST_PROGRAM, GATED, SERVED, Watched, line, ran, started, written
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[ModuleType]:
     """The served program, imported in this process."""
     path = list(sys.path)
-    yield load_file(written(tmp_path, "user_served.py", SERVED))
+    yield load_file(written(tmp_path, "user_served.py", SERVED, GATED))
     del sys.modules["user_served"]
     sys.path[:] = path
 
@@ -141,12 +142,41 @@ def test_how_to_wait_goes_to_the_executor_and_to_producers(
     assert os.environ["SHMBATCH_WAIT"] == "park"
 
 
-def test_a_killed_executor_is_heard_of_and_leaving_is_quiet(served: ModuleType) -> None:
+def test_a_killed_executor_comes_back(served: ModuleType) -> None:
     with served.app.run() as running:
-        waiting = served.never.spawn(1)
+        first = served.pid.remote(0)
+        os.kill(first, signal.SIGKILL)
+        assert running.pid in (None, first, served.pid.remote(0))
+        assert running.pid == served.pid.remote(0) != first
+    assert running.pid is None
+
+
+def test_a_call_that_waited_runs_in_the_next_executor_and_one_that_ran_is_lost(
+    tmp_path: Path, served: ModuleType
+) -> None:
+    with served.app.run() as running:
+        lost, waiting = served.gated.spawn(1), served.gated.spawn(2)
+        wait_until((tmp_path / "entered").exists, "the first one runs")
         os.kill(running.pid, signal.SIGKILL)
+        (tmp_path / "gate").touch()
+        assert waiting.get(timeout=60) == 2
         with pytest.raises(ExecutorGone, match="died; calls that it had taken may or may not"):
-            waiting.get(timeout=60)
+            lost.get(timeout=60)
+
+
+@pytest.mark.slow  # four pauses, and five executors that do not start
+def test_an_executor_that_does_not_come_back_is_gone_with_the_cause(
+    tmp_path: Path, served: ModuleType
+) -> None:
+    with served.app.run() as running:
+        assert served.double.remote(1) == 2
+        waiting = served.never.spawn(1)
+        (tmp_path / "user_served.py").write_text("1 / 0")
+        os.kill(running.pid, signal.SIGKILL)
+        for call in (waiting.get, lambda: served.double.remote(1)):
+            with pytest.raises(ExecutorGone, match="did not start 5 times in a row: Load"):
+                call()
+        assert running.pid is None
 
 
 def test_an_exception_in_the_context_stops_the_executor_too(served: ModuleType) -> None:
@@ -206,9 +236,14 @@ def test_a_killed_parent_leaves_no_executor_behind(tmp_path: Path) -> None:
             threading.Event().wait()
     """
     file = written(tmp_path, "served.py", SERVED, script)
-    with started(file, python=True) as process, Watched(int(line(process))) as executor:
+    with (
+        started(file, python=True) as process,
+        Watched(int(line(process))) as executor,
+        Watched(owners.owners()[0].keeper) as supervisor,
+    ):
         process.kill()
         assert executor.gone()
+        assert supervisor.gone()
 
 
 def test_importing_a_program_starts_nothing(tmp_path: Path, sockets: Path) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from shmbatch.cli import run, start
+from shmbatch.protocol import owners
 from shmbatch.protocol.transport import TRANSPORTS
 from tests.programs import FIRST_PROGRAM, SERVED, Watched, line, ran, started, written
 
@@ -422,9 +423,14 @@ def test_a_killed_run_leaves_no_executor_behind(tmp_path: Path) -> None:
         threading.Event().wait()
     """
     file = written(tmp_path, "served.py", SERVED, main)
-    with started("run", file) as process, Watched(int(line(process))) as executor:
+    with (
+        started("run", file) as process,
+        Watched(int(line(process))) as executor,
+        Watched(owners.owners()[0].keeper) as supervisor,
+    ):
         process.kill()
         assert executor.gone()
+        assert supervisor.gone()
 
 
 def test_a_run_killed_while_its_executor_loads_leaves_none_behind(tmp_path: Path) -> None:
@@ -436,11 +442,16 @@ def test_a_run_killed_while_its_executor_loads_leaves_none_behind(tmp_path: Path
             time.sleep(0.01)
     """
     file = written(tmp_path, "served.py", slow, SERVED, PRINT_PID)
-    with started("run", file) as process, Watched(int(line(process))) as executor:
+    with (
+        started("run", file) as process,
+        Watched(int(line(process))) as executor,
+        Watched(owners.owners()[0].keeper) as supervisor,
+    ):
         process.kill()
         process.wait()
         (tmp_path / "go").touch()
         assert executor.gone()
+        assert supervisor.gone()
 
 
 def test_the_executor_runs_under_a_name_that_nobody_else_can_meet(tmp_path: Path) -> None:

@@ -54,9 +54,14 @@ def test_stats_prints_a_table_a_function_or_one_json_document(tmp_path: Path) ->
             "batch_sizes": {"3": 2},
             "sealed": {"size": 2, "all": 0, "deadline": 0, "drain": 0},
             "batch_sizes_by_reason": {"size": {"3": 2}, "all": {}, "deadline": {}, "drain": {}},
+            "executions_halved": 0,
+            "executions_out_of_memory": 0,
+            "memory_limit": None,
         }
 
         first, *tables = ran("stats", "served").stdout.split("\n\n")
+        first, producers = first.splitlines()
+        assert producers.startswith("producers: 1 of at most ")
         assert first.startswith(f"served: serving, process {counted['pid']}, up ")
         assert first.endswith(
             f", transport {counted['transport']}, device cpu, protocol {counted['version']}"

@@ -309,7 +309,7 @@ def test_a_handle_of_a_run_that_is_over_says_so() -> None:
         pickle.loads(kept).act.remote(1)
 
 
-def test_a_killed_instance_is_gone_for_who_used_it_and_started_anew_for_who_comes_next() -> None:
+def test_a_killed_instance_is_started_anew_and_who_uses_it_notices_nothing() -> None:
     with classes.app.run():
         policy = Policy(seed=5)
         pid = policy.told.remote()[0]
@@ -317,10 +317,8 @@ def test_a_killed_instance_is_gone_for_who_used_it_and_started_anew_for_who_come
         assert waiting.get(PATIENCE_S) == 6
         with Watched(pid) as instance:
             instance.kill()
-            assert policy.noted.remote(1) == 1, "it has not been used yet: started at once"
+            assert policy.noted.remote(1) == 1, "not even who has not used it before"
             assert instance.gone()
-        with pytest.raises(errors.ExecutorGone):
-            policy.act.remote(1)
         assert policy.act.remote(1) == 6
         again = policy.where.remote(1)[0]
         assert again != pid
@@ -330,27 +328,40 @@ def test_a_killed_instance_is_gone_for_who_used_it_and_started_anew_for_who_come
     # The fixture of all tests looks whether the name of the second is left.
 
 
+@pytest.mark.no_transport
+@pytest.mark.slow
+def test_an_instance_outlives_the_executor_of_its_run() -> None:
+    with classes.app.run() as running:
+        instance = Policy(seed=6).told.remote()[0]
+        with Watched(running.pid) as executor, Watched(instance) as watched:
+            executor.kill()
+            assert executor.gone()
+            processes.wait_until(lambda: running.pid, "the executor comes back")
+            assert not watched.gone(0)
+            assert Policy(seed=6).told.remote()[0] == instance
+
+
 RUNS = """
 import classes
 with classes.app.run() as running:
-    print(running.pid, classes.Policy(seed=3).told.remote()[0], flush=True)
+    print(running._child.pid, classes.Policy(seed=3).told.remote()[0], flush=True)
     input()
 """
 
 
 @pytest.mark.no_transport
-@pytest.mark.parametrize("killed", ["run", "executor"])
+@pytest.mark.parametrize("killed", ["run", "supervisor"])
 def test_an_instance_does_not_outlive_a_run_that_was_killed(killed: str) -> None:
     with Program(RUNS) as program, ExitStack() as watched:
-        executor, instance = (served(int(pid), watched) for pid in program.line().split())
+        supervisor, instance = (served(int(pid), watched) for pid in program.line().split())
         if killed == "run":
             program.kill()
         else:
-            executor.kill()
-        assert executor.gone()
+            supervisor.kill()
+        assert supervisor.gone()
         assert instance.gone()
         processes.wait_until(lambda: not run_owners(), "nobody has a name")
-        if killed == "executor":
+        if killed == "supervisor":
             program.tell()
             assert program.wait() == 0
 

@@ -251,7 +251,10 @@ def test_a_producer_of_another_user_is_refused(
         somebody = control.Credentials(os.getpid(), os.geteuid() + 1, os.getegid())
         patch.setattr(executor_control.control, "peer_credentials", lambda sock: somebody)
         with Raw() as stranger:
+            reply, _ = stranger.hear()
             stranger.is_hung_up_on()
+    assert reply["kind"] == "refused"
+    assert f"--allow-uid {os.geteuid() + 1}" in reply["message"]
     assert f"refused a producer of uid {os.geteuid() + 1}, process {os.getpid()}" in caplog.text
     executor.serves()
 
@@ -666,11 +669,13 @@ def test_a_producer_logs_its_connection_and_its_end(
         add = shmbatch.connect(f"{NAME}.add", timeout=0)
         connection = add.connect()
         scribble(
-            connection._transport.memory,
-            connection._transport.bell_memory,
-            connection._transport.wake_executor,
+            connection.line.transport.memory,
+            connection.line.transport.bell_memory,
+            connection.line.transport.wake_executor,
         )
-        processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+        processes.wait_until(
+            lambda: control.is_gone(connection.line.sock, None), "it is hung up on"
+        )
         with pytest.raises(shmbatch.errors.ProtocolError):
             add.remote(1, 2)
     messages = [each.getMessage() for each in caplog.records if each.name == "shmbatch.client"]
@@ -792,11 +797,11 @@ def test_who_is_disconnected_is_told_why_and_may_come_again(
     never = add.spawn(1, 2)
     assert never.get() == 3
     scribble(
-        connection._transport.memory,
-        connection._transport.bell_memory,
-        connection._transport.wake_executor,
+        connection.line.transport.memory,
+        connection.line.transport.bell_memory,
+        connection.line.transport.wake_executor,
     )
-    processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+    processes.wait_until(lambda: control.is_gone(connection.line.sock, None), "it is hung up on")
     assert connection.ring.status == EXPELLED
     for was_taken in (True, False):
         error = connection.gone(was_taken=was_taken)
@@ -817,8 +822,8 @@ def test_an_attached_producer_whose_messages_are_nonsense_finds_that_out_too(
 ) -> None:
     add = shmbatch.connect(f"{NAME}.add", timeout=0)
     connection = add.connect()
-    control.send(connection.sock, {"kind": "dance"})
-    processes.wait_until(lambda: control.is_gone(connection.sock, None), "it is hung up on")
+    control.send(connection.line.sock, {"kind": "dance"})
+    processes.wait_until(lambda: control.is_gone(connection.line.sock, None), "it is hung up on")
     with pytest.raises(shmbatch.errors.ProtocolError, match="broke the protocol"):
         add.remote(1, 2)
     (line,) = said(caplog, logging.ERROR)
@@ -998,10 +1003,10 @@ def test_a_cause_survives_what_the_executor_has_not_read(executor: Executor) -> 
     connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
     end = executors_end(executor)
     dies(executor)
-    control.send(connection.sock, {"kind": "attached"})
+    control.send(connection.line.sock, {"kind": "attached"})
     end.close()
     with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-        connection.check_alive()
+        connection.is_attended()
 
 
 def test_a_caller_hears_the_cause_and_so_do_later_ones(
@@ -1014,7 +1019,7 @@ def test_a_caller_hears_the_cause_and_so_do_later_ones(
     with caplog.at_level(logging.INFO, "shmbatch.client"):
         dies(executor)
         with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-            connection.check_alive()
+            connection.is_attended()
     assert caplog.messages[-1] == (
         f"the executor of 'control.add' (process {os.getpid()}) is gone: {WHY}"
     )
@@ -1033,7 +1038,7 @@ def test_a_call_that_a_draining_executor_had_not_taken_hears_the_cause(
     assert isinstance(connection.gone(was_taken=False), shmbatch.errors.ExecutorClosed)
     dies(executor)
     with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-        connection.check_alive()
+        connection.is_attended()
     assert isinstance(connection.gone(was_taken=False), shmbatch.errors.ExecutorGone)
 
 
@@ -1042,7 +1047,7 @@ def test_a_call_that_is_asked_for_after_the_hang_up_hears_the_cause(executor: Ex
     dies(executor)
     processes.hang_up()
     with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-        connection.check_alive()
+        connection.is_attended()
 
 
 def test_threads_that_look_at_once_all_hear_the_cause(executor: Executor) -> None:
@@ -1052,7 +1057,7 @@ def test_threads_that_look_at_once_all_hear_the_cause(executor: Executor) -> Non
     heard: list[Exception] = []
 
     def dies_again() -> None:
-        connection.dead, connection._cause = False, None
+        connection.dead, connection.line.cause = False, None
         end.sock.send(b"!")
         control.send(end.sock, control.lost(WHY), wait=False)
 
@@ -1061,7 +1066,7 @@ def test_threads_that_look_at_once_all_hear_the_cause(executor: Executor) -> Non
     def looks() -> None:
         for _ in range(200):
             barrier.wait(PATIENCE_S)
-            connection.lost()
+            connection.lost(connection.line)
             heard.append(connection.gone(was_taken=True))
 
     with ThreadPoolExecutor(count) as threads:
@@ -1077,13 +1082,13 @@ def test_a_fork_leaves_the_cause_to_its_parent(executor: Executor) -> None:
     child = os.fork()
     if child == 0:
         try:
-            connection.lost()
+            connection.lost(connection.line)
             connection.close()
         finally:
-            os._exit(0 if connection._cause is None else 1)
+            os._exit(0 if connection.line.cause is None else 1)
     assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-        connection.check_alive()
+        connection.is_attended()
 
 
 def test_what_an_event_loop_reads_first_is_there_for_threads_too(executor: Executor) -> None:
@@ -1094,7 +1099,7 @@ def test_what_an_event_loop_reads_first_is_there_for_threads_too(executor: Execu
     async def reads() -> None:
         connection.listening()._listen()
         control.send(end.sock, control.lost(WHY), wait=False)
-        while connection._cause is None:
+        while connection.line.cause is None:
             await asyncio.sleep(0)
         assert not connection.dead  # whatever it says, it lives
         assert await add.remote.aio(1, 2) == 3
@@ -1102,7 +1107,7 @@ def test_what_an_event_loop_reads_first_is_there_for_threads_too(executor: Execu
     asyncio.run(reads())
     end.sock.shutdown(socket.SHUT_WR)
     with pytest.raises(shmbatch.errors.ExecutorGone, match=DIED):
-        connection.check_alive()
+        connection.is_attended()
 
 
 HOSTILE = {
@@ -1146,7 +1151,7 @@ def test_last_words_that_are_none_break_nobody(
         shmbatch.errors.ExecutorGone,
         match=r"died; calls that it had taken may or may not have run$",
     ):
-        connection.check_alive()
+        connection.is_attended()
 
 
 def test_last_words_are_printed_as_text(executor: Executor) -> None:
@@ -1156,7 +1161,7 @@ def test_last_words_are_printed_as_text(executor: Executor) -> None:
     end.sock.send(msgspec.msgpack.encode(hostile))
     end.sock.shutdown(socket.SHUT_WR)
     with pytest.raises(shmbatch.errors.ExecutorGone) as caught:
-        connection.check_alive()
+        connection.is_attended()
     assert "died: ?[2Jred alert? ?xxx" in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2300

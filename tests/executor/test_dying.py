@@ -231,5 +231,5 @@ def test_a_service_manager_is_told(
             gate.open()
             with pytest.raises(errors.ExecutorGone):
                 shmbatch.connect("doomed.loses").remote(1)
-            assert manager.recv(4096).decode() == f"STATUS=lost its device: {WHY}loses"
+            assert manager.recv(4096).decode() == f"STATUS=has lost its device: {WHY}loses"
             assert process.wait(PATIENCE_S) == 1

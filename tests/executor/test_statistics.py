@@ -65,6 +65,9 @@ def function_counts(**changed: Any) -> Any:
         "rejected": 0,
         "failed": {},
         "batch_sizes": {reason.value: {} for reason in SealReason},
+        "halved": 0,
+        "out_of_memory": 0,
+        "memory_limit": None,
         "latencies": {"waiting": packed([])},
     } | changed
 
@@ -78,6 +81,14 @@ def taken(**functions: Any) -> Any:
         "device": "cpu",
         "state": "serving",
         "uptime_ns": 2_500_000_000,
+        "admission": {
+            "producers": 1,
+            "producers_max": 9,
+            "nbytes": 4096,
+            "nbytes_max": 1 << 20,
+            "refused": 2,
+            "expelled": 3,
+        },
         "functions": functions,
     }
 
@@ -184,8 +195,10 @@ def test_calls_that_never_ran_are_done_too_but_in_no_batch() -> None:
 def test_what_is_reported_of_an_executor_has_these_keys() -> None:
     whole = report(taken(add=function_counts(), sub=function_counts()))
     assert list(whole) == [
-        *("name", "pid", "version", "transport", "device", "state", "uptime_s", "functions")
+        *("name", "pid", "version", "transport", "device", "state", "uptime_s"),
+        *("admission", "functions"),
     ]
+    assert whole["admission"] == taken()["admission"]
     assert whole["uptime_s"] == 2.5
     assert list(whole["functions"]) == ["add", "sub"]
     assert list(whole["functions"]["add"]) == [
@@ -193,6 +206,7 @@ def test_what_is_reported_of_an_executor_has_these_keys() -> None:
         *("calls_waiting", "calls_in_flight", "calls_done", "calls_failed", "failed"),
         *("calls_cancelled", "batches", "mean_batch_size"),
         *("batch_sizes", "sealed", "batch_sizes_by_reason"),
+        *("executions_halved", "executions_out_of_memory", "memory_limit"),
         "latency_us",
     ]
     assert whole["functions"]["add"]["mean_batch_size"] is None

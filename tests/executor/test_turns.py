@@ -32,6 +32,7 @@ class Fake:
     in_flight: int = 0
     due_ns: int = NEVER_NS  # and no call waits
     turns: Turns | None = field(default=None, init=False)
+    retries: Any = field(default_factory=lambda: SimpleNamespace(waiting=[]), init=False)
 
     @property
     def definition(self) -> Any:
@@ -40,6 +41,10 @@ class Fake:
     @property
     def flights(self) -> deque[int]:
         return deque(range(self.in_flight))
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.in_flight or self.retries.waiting)
 
     @property
     def batcher(self) -> Any:

@@ -70,6 +70,8 @@ class Execution:
     left_waiting: int
     reason: SealReason
     rejected: int = 0
+    retried = False
+    start = 0.0
     until_ns: int = 0
     error: Exception | None = None
 
@@ -453,7 +455,7 @@ class World:
         if self._running[function]:  # else the function was not the world's own
             execution = self._running[function].popleft()
             if self.strict:
-                self.contract.completed(function)
+                self.contract.completed(function, halved=False)
             self.virtual.noting(lambda: self.completed(execution))
         return wakes
 

@@ -116,6 +116,76 @@ def test_a_batch_of_rejected_rows_only_is_completed_and_taken_into_again() -> No
     assert outcome(wire, ticket) == 2
 
 
+# ---- parts ----
+
+
+@given(
+    rows=st.lists(st.integers(0, 1), min_size=2, max_size=9),
+    rejects=st.integers(0, 3),
+    cuts=st.lists(st.integers(0, 8), max_size=6),
+)
+def test_parts_have_the_rows_in_order_and_complete_each_by_itself(
+    rows: list[int], rejects: int, cuts: list[int]
+) -> None:
+    wires = [Wire(capacity=16) for _ in range(2)]
+    served = Served(*wires)
+    calls = {i: (wires[which], wires[which].submit(i, -i)) for i, which in enumerate(rows)}
+    served.take()
+    alive = list(served.inputs()[0])
+    rejected = [alive.pop(0) for _ in range(min(rejects, len(alive) - 1))]
+    for i in rejected:
+        served.batch.reject(0, b"not %d" % i)
+    parts = [served.batch]
+    for cut in cuts:
+        which = cut % len(parts)
+        if parts[which].count > 1:
+            parts.insert(which + 1, parts[which].split(1 + cut % (parts[which].count - 1)))
+    found = [part.gather([None, None]) for part in parts]
+    assert [i for xs, _ in found for i in xs] == alive
+    assert all(ys == [-i for i in xs] for xs, ys in found)
+    assert served.batch.rejected == len(rejected)
+    for part, (xs, _) in reversed([*zip(parts, found, strict=True)]):
+        assert part.scatter([10 * i for i in xs])
+        part.complete()
+        assert part.count == part.rejected == 0
+    expected = {i: 10 * i for i in alive} | {i: b"not %d" % i for i in rejected}
+    assert {i: answered(*call) for i, call in calls.items()} == expected
+    assert served.inbox.running == 0
+
+
+def test_a_batch_is_split_between_two_of_its_rows() -> None:
+    wire = Wire()
+    served = Served(wire)
+    wire.submit(1, 1)
+    wire.submit(2, 2)
+    served.take()
+    for at in (-1, 0, 2, 3):
+        with pytest.raises(IndexError, match="between two of its rows"):
+            served.batch.split(at)
+    rest = served.batch.split(1)
+    assert (served.batch.count, rest.count, rest.capacity) == (1, 1, 1)
+    assert served.batch.capacity > 1
+    served.batch.complete()
+    rest.complete()
+
+
+def test_calls_that_nobody_waits_for_leave_a_batch() -> None:
+    wire, gone = Wire(), Wire()
+    served = Served(wire, gone)
+    kept, given_up = wire.submit(1, 1), wire.submit(2, 2)
+    gone.submit(3, 3)
+    served.take()
+    assert served.batch.drop_abandoned() == 3
+    assert wire.producer.withdraw(given_up) == ABANDONED
+    served.inbox.detach(gone.executor)
+    assert served.batch.drop_abandoned() == 1
+    assert (served.batch.count, served.batch.rejected) == (1, 2)
+    assert served.inputs() == [[1], [1]]
+    served.answer(7)
+    assert outcome(wire, kept) == 7
+    assert wire.producer.free_slots == wire.where.capacity  # the slot of the other came back
+
+
 def test_whoever_waits_for_a_rejected_call_is_woken_with_the_others() -> None:
     sleeping, listening, done = Wire(), Wire(), Wire()
     served = Served(sleeping, listening, done)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmbatch.protocol import cpus
+from shmbatch.protocol import cgroups, cpus
 
 Machine = Callable[..., None]
 
@@ -17,8 +17,8 @@ Machine = Callable[..., None]
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Pretend that 8 CPUs are allowed and the cgroup files are those given."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(cpus, "CGROUP_ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "membership")
 
     def write(membership: str, files: dict[str, str] | None = None) -> None:
         (tmp_path / "membership").write_text(membership)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shmbatch.errors import ConfigError
-from shmbatch.protocol import directory
+from shmbatch.protocol import access, directory
 from shmbatch.protocol.ownership import NameLock
 from tests.protocol.homes import entries, home, no_descriptor_is_left, outside, serve
 
@@ -50,7 +50,7 @@ def test_it_is_created_for_its_owner_alone_and_only_when_asked(home: Path) -> No
 
 
 @pytest.mark.parametrize("create", [True, False])
-@pytest.mark.parametrize("mode", [0o755, 0o777, 0o701, 0o710, 0o600, 0o000])
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o701, 0o730, 0o600, 0o000])
 def test_another_mode_is_refused(home: Path, mode: int, create: bool) -> None:
     home.mkdir()
     home.chmod(mode)
@@ -62,6 +62,14 @@ def test_another_mode_is_refused(home: Path, mode: int, create: bool) -> None:
         f"directory '{home}' has mode {mode:04o} and must have 0700; "
         f"run `chmod 700 {home}`, or set SHMBATCH_DIR"
     )
+
+
+@pytest.mark.parametrize("mode", [0o710, 0o711])
+def test_one_that_an_executor_has_opened_for_others_is_fine(home: Path, mode: int) -> None:
+    home.mkdir()
+    home.chmod(mode)
+
+    assert directory.directory(create=True) == home
 
 
 def test_a_set_group_bit_that_the_parent_hands_down_is_fine(home: Path) -> None:
@@ -78,13 +86,15 @@ def test_a_directory_of_somebody_else_is_refused(
     home.mkdir(mode=0o700)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(access, "ROOT", -1)  # as whom the tests may run
 
     with pytest.raises(ConfigError) as refusal:
         directory.directory(create)
 
+    remedy = "" if create else f", or trust that user with SHMBATCH_TRUST={owner}"
     assert str(refusal.value) == (
         f"directory '{home}' belongs to uid {owner} and this is uid {owner + 1}; "
-        f"set SHMBATCH_DIR to a directory of your own"
+        f"set SHMBATCH_DIR to a directory of your own{remedy}"
     )
 
 

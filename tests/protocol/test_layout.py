@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shmbatch.contract.batching import MAX_SLOTS, slot_capacity
-from shmbatch.executor.served import SEGMENT_LIMIT_NBYTES
+from shmbatch.executor.limits import PRODUCER_NBYTES
 from shmbatch.protocol import _core, layout
 from tests.rings import Served, Wire
 
@@ -156,12 +156,12 @@ def test_error_records_are_useful_and_bounded_for_every_capacity(capacity: int) 
 def test_a_default_segment_stays_within_its_limit(batch: int, column_nbytes: list[int]) -> None:
     """`slot_nbytes` counts short error records; longer ones cost what they may at most."""
     slot = layout.slot_nbytes(column_nbytes)
-    capacity = slot_capacity(batch, None, slot, SEGMENT_LIMIT_NBYTES)
+    capacity = slot_capacity(batch, None, slot, PRODUCER_NBYTES)
     rounding = 4 * capacity + layout.CACHE_LINE * (len(column_nbytes) + 4)
 
     nbytes = layout.layout(capacity, column_nbytes).nbytes
 
-    assert nbytes <= SEGMENT_LIMIT_NBYTES + layout.ERRORS_NBYTES + rounding
+    assert nbytes <= PRODUCER_NBYTES + layout.ERRORS_NBYTES + rounding
 
 
 @given(nbytes=st.integers(0, 1 << 40))

@@ -129,11 +129,16 @@ class Site:
     def workers(self) -> list[int]:
         return self._children("shmbatch.web.worker")
 
-    def executor(self) -> int:
+    def supervisor(self) -> int:
+        """Of the executor."""
         (pid,) = self._children("start")
         return pid
 
-    def _children(self, word: str) -> list[int]:
+    def executor(self) -> int:
+        (pid,) = self._children("start", self.supervisor())
+        return pid
+
+    def _children(self, word: str, of: int | None = None) -> list[int]:
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
@@ -142,13 +147,15 @@ class Site:
                     words = (entry / "cmdline").read_bytes().split(b"\0")
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if parent == self.process.pid and word.encode() in words:
+                if parent == (of or self.process.pid) and word.encode() in words:
                     found.append(int(entry.name))
         return sorted(found)
 
     def watch(self) -> None:
         """Look who its children are, so that it is known what becomes of them."""
-        for pid in (*self.workers(), *self._children("start")):
+        supervisors = self._children("start")
+        executors = [pid for each in supervisors for pid in self._children("start", each)]
+        for pid in (*self.workers(), *supervisors, *executors):
             if pid not in self._family:
                 self._family[pid] = Watched(pid)
 

@@ -167,7 +167,7 @@ def test_a_site_under_load_reloads_and_stops_and_loses_no_request(tmp_path: Path
     assert len(answers) == (tmp_path / "begun").stat().st_size, "some had no answer"
 
 
-def test_a_killed_worker_is_replaced_and_a_killed_executor_ends_all() -> None:
+def test_killed_workers_and_executors_are_replaced_and_a_killed_supervisor_ends_all() -> None:
     with serving(APPS / "gated_site.py", "--workers", 2) as site:
         killed, other = site.workers()
         os.kill(killed, signal.SIGKILL)
@@ -180,12 +180,18 @@ def test_a_killed_worker_is_replaced_and_a_killed_executor_ends_all() -> None:
         assert site.post("/twice?x=2").body == [4, new]
         os.kill(other, signal.SIGCONT)
 
-        executor = site.executor()
+        executor, supervisor = site.executor(), site.supervisor()
         os.kill(executor, signal.SIGKILL)
+        site.until(r"gated_site was killed by SIGKILL; it is started again")
+        wait_until(lambda: site.post("/twice?x=3").status == 200, "there is another")
+        assert site.executor() != executor
+        site.watch()
+        os.kill(supervisor, signal.SIGKILL)
         assert site.process.wait(60) == 1
         assert site.rest().splitlines()[-1] == (
-            f"error: the executor of 'gated_site' (process {executor}) was killed by SIGKILL"
+            f"error: the supervisor of 'gated_site' (process {supervisor}) was killed by SIGKILL"
         )
+        assert site.family_gone()
     assert owners.owner("gated_site") is None
 
 
