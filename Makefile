@@ -11,7 +11,7 @@ SOURCES := $(CORE) $(shell find shmbatch -name '*.py')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format docs bench bench-quick bench-gpu soak clean
+.PHONY: help demo test test-slow lint format docs bench bench-quick bench-gpu soak test-soak clean
 
 help:
 	@echo 'make demo         classify handwritten digits from several processes, in batches'
@@ -23,7 +23,8 @@ help:
 	@echo 'make bench        measure, write benchmarks/results and the figures in README.md'
 	@echo 'make bench-quick  run every benchmark for a moment; the figures mean nothing'
 	@echo 'make bench-gpu    measure on a GPU and write benchmarks/results/gpu.json'
-	@echo 'make soak         run the tests that take minutes'
+	@echo 'make soak         kill, stop and replace everything for half an hour, and check the books'
+	@echo 'make test-soak    run the tests that take minutes'
 	@echo 'make clean        remove what the others made'
 
 demo: $(DEMO_VENV)/installed
@@ -53,6 +54,8 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_throughput
 	$(VENV)/bin/python -m benchmarks.bench_lockstep
 	$(VENV)/bin/python -m benchmarks.bench_death
+	$(VENV)/bin/python -m benchmarks.bench_restart
+	$(VENV)/bin/python -m benchmarks.bench_overload
 	$(VENV)/bin/python -m benchmarks.bench_import
 	$(VENV)/bin/python -m benchmarks.readme_figures
 
@@ -61,6 +64,8 @@ bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_throughput --quick
 	$(VENV)/bin/python -m benchmarks.bench_lockstep --quick
 	$(VENV)/bin/python -m benchmarks.bench_death --quick
+	$(VENV)/bin/python -m benchmarks.bench_restart --quick
+	$(VENV)/bin/python -m benchmarks.bench_overload --quick
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
 	$(VENV)/bin/python -m benchmarks.gpu.run_all --rehearse
 
@@ -68,6 +73,9 @@ bench-gpu: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.gpu.run_all
 
 soak: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.soak $(ARGUMENTS)
+
+test-soak: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m soak -o timeout=3600 $(ARGUMENTS)
 
 clean:

@@ -5,6 +5,8 @@ The executor imports this file by its path, as a module named `functions`: it im
 of this package. What the rivals compute is in _load.py; answers are checked against that.
 """
 
+import time
+
 import numpy as np
 from jaxtyping import Float32, Float64
 
@@ -41,6 +43,14 @@ def image(
 ) -> Float32[np.ndarray, "batch 1000"]:
     """Cost next to nothing, on inputs of 602 KB."""
     return xs.reshape(len(xs), -1)[:, :1000] * 2
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=8, wait_ms=0)
+def millisecond(xs: Float64[np.ndarray, "batch 2"]) -> Float64[np.ndarray, "batch 2"]:
+    """Take a millisecond a batch, and no CPU, as a function on a GPU does."""
+    time.sleep(0.001)
+    return xs + 1
 
 
 @app.function()
