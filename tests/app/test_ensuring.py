@@ -194,6 +194,7 @@ def joined(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_where_the_starter_is_killed_while_it_loads_the_others_get_that_executor(
     tmp_path: Path,
 ) -> None:
@@ -428,6 +429,7 @@ def test_bad_arguments_are_refused_before_anything_starts(
     assert list(sockets.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_that_serves_and_does_not_answer_has_as_long_as_there_is_time(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
     with started("start", file) as process:

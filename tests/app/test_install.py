@@ -47,6 +47,7 @@ def test_installing_without_a_compiler_says_so_in_one_line(checkout: Path, compi
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_one_wheel_serves_every_python_from_3_11_on(checkout: Path) -> None:
     result = built(checkout)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -201,6 +201,7 @@ def test_the_end_of_the_log_of_this_start_and_of_no_other_comes_with_the_reason(
         assert "ZeroDivisionError" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_child_of_one_that_died_while_it_started_does_not_hide_that(
     tmp_path: Path, logs: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_an_executor_drains_when_its_supervisor_was_killed(tmp_path: Path) -> No
             assert executor.gone()
 
 
+@pytest.mark.slow
 def test_while_the_next_one_loads_the_name_is_kept_and_can_be_stopped(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
     with supervised(file, "--name", "served") as supervisor:  # claimed before the file is loaded

@@ -92,6 +92,7 @@ def test_children_that_import_the_file_reach_the_same_private_executor(tmp_path:
     assert (result.stdout, result.stderr) == ("fork True 42\nspawn True 42\n", "")
 
 
+@pytest.mark.slow
 def test_parameters_of_an_entrypoint_are_options_of_the_command(tmp_path: Path) -> None:
     main = """
     @app.local_entrypoint()
@@ -134,6 +135,7 @@ def test_an_option_that_the_entrypoint_does_not_have_is_status_2_and_starts_noth
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_several_entrypoints_are_told_apart_after_two_colons(tmp_path: Path) -> None:
     two = """
     @app.local_entrypoint()
@@ -157,6 +159,7 @@ def test_several_entrypoints_are_told_apart_after_two_colons(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_several_apps_are_told_apart_by_name(tmp_path: Path) -> None:
     text = """
     import shmbatch

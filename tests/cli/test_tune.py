@@ -88,6 +88,7 @@ def document(folder: Path, target: str, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_tune_measures_proposes_expects_and_checks(tmp_path: Path) -> None:
     found = document(tmp_path, "nap", "--no-plot")
     assert (found["name"], found["device"], found["plot"]) == ("sleeper.nap", "cpu", None)

@@ -957,6 +957,7 @@ def _calls_alive() -> int:
     return sum(type(each) is shmbatch.FunctionCall for each in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_map_over_an_endless_iterator_holds_no_more_than_its_window(
     add: shmbatch.Function, ordered: bool
@@ -996,6 +997,7 @@ def test_a_map_over_an_endless_iterator_holds_no_more_than_its_window(
     slots_come_back(add)
 
 
+@pytest.mark.slow
 def test_for_each_keeps_nothing_of_what_is_done(add: shmbatch.Function) -> None:
     def inputs() -> Iterator[int]:
         for x in range(2000):
@@ -1008,6 +1010,7 @@ def test_for_each_keeps_nothing_of_what_is_done(add: shmbatch.Function) -> None:
     assert add.connect().stash == {}
 
 
+@pytest.mark.slow
 def test_a_consumer_that_leaves_a_map_cancels_what_is_in_flight(executor: Served) -> None:
     add = executor.connect("add")
     connection = add.connect()

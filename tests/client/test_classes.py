@@ -192,6 +192,7 @@ BROKEN = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.no_transport
 def test_an_enter_hook_that_raises_is_said_by_start_and_run(tmp_path: Path) -> None:
     file = written(tmp_path, "broken.py", BROKEN)
@@ -385,6 +386,7 @@ def test_an_instance_that_cannot_be_entered_says_so_to_who_uses_it_first(tmp_pat
     assert run_owners() == []
 
 
+@pytest.mark.slow
 @pytest.mark.no_transport
 def test_handles_follow_their_app_into_a_run_and_out_of_it() -> None:
     policy = Policy(seed=3)

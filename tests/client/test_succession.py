@@ -267,6 +267,7 @@ def test_nothing_is_left_of_executors_that_died(executor: Supervised) -> None:
     assert len(processes.descriptors()) <= len(before)
 
 
+@pytest.mark.slow
 def test_a_next_executor_with_another_signature_gets_no_calls(
     tmp_path: Path, gate: Gate, ledger: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_no_batch_exceeds_its_size(executor: Served, module_gate: Gate) -> None:
     assert batches(told) == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
 
+@pytest.mark.slow
 def test_a_batch_may_hold_more_than_a_thousand_calls(executor: Served) -> None:
     # Row 1. Modal ends at 1000.
     with Program(CROWD) as crowd:

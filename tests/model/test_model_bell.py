@@ -190,6 +190,7 @@ def clearing_producer(name: str) -> Program:
             yield add("eventfd", 1)
 
 
+@pytest.mark.slow
 def test_control_waker_that_clears_the_announcement_strands_others_when_killed() -> None:
     result = explore(bell_model(clearing_producer, killed=True))
     assert result.violation == "stuck for ever: nobody can move"

@@ -21,6 +21,7 @@ from tests.testing.functions import app
 pytestmark = pytest.mark.no_transport
 
 
+@pytest.mark.slow
 def test_an_executor_serves_a_file_and_an_app(executor: Callable[..., ExecutorProcess]) -> None:
     calls = executor(APPS / "flat.py")
     mine = executor(app)
@@ -103,6 +104,7 @@ SERVED = """
 """
 
 
+@pytest.mark.slow
 def test_a_test_fails_where_its_executor_has_not_ended_well(tmp_path: Path) -> None:
     from textwrap import dedent
 

@@ -75,6 +75,7 @@ def test_a_stop_lets_accepted_requests_finish(gate: Gate) -> None:
         assert site.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_request_that_never_ends_holds_up_a_reload_for_so_long(gate: Gate) -> None:
     with serving(APPS / "gated_site.py", "--grace", 2) as site:
         (old,) = site.workers()
@@ -122,6 +123,7 @@ def test_a_second_signal_lets_nothing_finish(gate: Gate) -> None:
         assert owners.owner("gated_site") is None
 
 
+@pytest.mark.slow
 def test_a_reload_runs_new_code_and_accepted_requests_finish_with_the_old(
     tmp_path: Path, gate: Gate
 ) -> None:
@@ -195,6 +197,7 @@ def test_killed_workers_and_executors_are_replaced_and_a_killed_supervisor_ends_
     assert owners.owner("gated_site") is None
 
 
+@pytest.mark.slow
 def test_everything_ends_when_the_supervisor_is_killed(gate: Gate) -> None:
     with serving(APPS / "gated_site.py", "--workers", 2) as site:
         with asking(site, "/hold?x=1") as first:

@@ -20,6 +20,7 @@ def test_the_third_program_of_the_guide_runs_in_two_executions(tmp_path: Path) -
     runs_as_the_guide_says(tmp_path, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.no_transport
 def test_it_does_so_with_one_worker_and_under_another_name(tmp_path: Path) -> None:
     runs_as_the_guide_says(tmp_path, 1, "--name", "other")
