@@ -34,8 +34,8 @@ def sockets_directory() -> Iterator[Path]:
     with processes.recording(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(path))
         patch.setenv("PYTHONPATH", processes.environment()["PYTHONPATH"])
-        for name in ("SHMBATCH_NAMES", "SHMBATCH_WAIT", "SHMBATCH_TRANSPORT", "SHMBATCH_DEVICE"):
-            patch.delenv(name, raising=False)
+        for name in ("NAMES", "WAIT", "TRANSPORT", "DEVICE", "TRUST"):
+            patch.delenv(f"SHMBATCH_{name}", raising=False)
         yield path
         left = sorted(entry.name for entry in path.iterdir())
         left += sorted(processes.shared_memory() - older)  # of executors that modules share, too

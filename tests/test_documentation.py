@@ -199,7 +199,10 @@ def _commands(text: str) -> Iterator[tuple[str, str]]:
 
 def _check_command(line: str) -> None:
     """Fail unless the command line has such a command, with such options."""
-    program, *arguments = shlex.split(line, comments=True) or [""]
+    words = shlex.split(line, comments=True)
+    while words and "=" in words[0]:
+        del words[0]  # of the environment
+    program, *arguments = words or [""]
     if Path(program).name != "shmbatch":
         return
     try:

@@ -20,10 +20,15 @@ OVER_ONE = {
     "tests/app/test_endpoints.py",
     "tests/app/test_install.py",  # a package without its core
     "tests/app/test_load.py",
+    "tests/cli/test_doctor.py",  # what it finds has nothing to do with how it got there
     "tests/cli/test_entrypoint.py",
     "tests/cli/test_printing.py",
     "tests/cli/test_service.py",  # what systemd is told
     "tests/cli/test_start_class.py",  # how an instance is started; called in tests/client
+    "tests/environment/test_homeless.py",
+    "tests/environment/test_limits.py",  # of the machine; each says which transport meets it
+    "tests/protocol/test_core_moving.py",  # a ring alone
+    "tests/soak/test_program.py",  # each run is told over which
     "tests/conformance/test_coverage.py",
     "tests/conformance/test_definition.py",
     "tests/contract/",
@@ -45,7 +50,6 @@ OVER_ONE = {
     "tests/executor/test_statistics.py",
     "tests/executor/test_turns.py",
     "tests/gpu/",  # a GPU cares little about who sleeps how
-    "tests/hostile/test_access.py",  # transport posix is for one user
     "tests/hostile/test_closing.py",
     "tests/hostile/test_fuzz_ring.py",
     "tests/hostile/test_fuzz_values.py",

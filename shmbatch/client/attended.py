@@ -136,8 +136,9 @@ class Attended:
         """Say whether calls can be made over it; asks, rather than believe that it is so."""
         if self.dead or self.ring.forked or self.ring.status == REPLACED:
             return False
-        if not self.is_orphaned and self.line.is_gone():
-            self.lost(self.line)
+        line = self.line
+        if not self.is_orphaned and line.is_gone():
+            self.lost(line)
         return not self.dead
 
     def await_executor(self, deadline_ns: int | None) -> None:
@@ -160,6 +161,8 @@ class Attended:
         if self.dead or self.is_orphaned or line is not self.line:
             return
         line.read()  # first: who finds it gone finds the cause, too
+        if self.dead or self.is_orphaned or line is not self.line:
+            return  # another thread was here meanwhile
         if line.supervisor is not None and self.ring.status in (OPEN, REPLACED):
             self.is_orphaned = True
             say(

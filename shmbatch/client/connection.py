@@ -186,8 +186,9 @@ class Connection(Attended):
                 return values
             if status == REPLACED:
                 raise Replaced
-            if status == EXPELLED or self.line.is_gone():
-                self.lost(self.line)
+            line = self.line
+            if status == EXPELLED or line.is_gone():
+                self.lost(line)
             if status == EXPELLED:
                 raise self.gone(was_taken=False)
             raise ExecutorClosed(

@@ -243,16 +243,17 @@ class Function:
         connection = self._connection
         if connection is None or connection.dead:
             connection = self.connect()
+        values = args
         if kwargs:
-            args = connection.signature.bind(args, kwargs, str(self.address))
+            values = connection.signature.bind(args, kwargs, str(self.address))
         if self._limited:
             limits = self._limits_from_now()
-            ticket = connection.slots.entrance.submit(args, 0, limits.deadline_ns)
+            ticket = connection.slots.entrance.submit(values, 0, limits.deadline_ns)
         else:
             limits = UNLIMITED
-            ticket = connection.slots.entrance.submit(args, 0)
+            ticket = connection.slots.entrance.submit(values, 0)
         if ticket < 0:
-            connection, ticket = self._submit(args, 0, limits)
+            connection, ticket = self._submit(args, kwargs, 0, limits)
         try:
             outcome = connection.slots.entrance.poll(ticket, connection.spinning.spin_ns)
             if outcome is PENDING or outcome is FAILED:
@@ -279,16 +280,17 @@ class Function:
         connection = self._connection
         if connection is None or connection.dead:
             connection = self.connect()
+        values = args
         if kwargs:
-            args = connection.signature.bind(args, kwargs, str(self.address))
+            values = connection.signature.bind(args, kwargs, str(self.address))
         if self._limited:
             limits = self._limits_from_now()
-            ticket = connection.slots.entrance.submit(args, SPAWNED, limits.deadline_ns)
+            ticket = connection.slots.entrance.submit(values, SPAWNED, limits.deadline_ns)
         else:
             limits = UNLIMITED
-            ticket = connection.slots.entrance.submit(args, SPAWNED)
+            ticket = connection.slots.entrance.submit(values, SPAWNED)
         if ticket < 0:
-            connection, ticket = self._submit(args, SPAWNED, limits)
+            connection, ticket = self._submit(args, kwargs, SPAWNED, limits)
         return FunctionCall(connection, ticket, limits)
 
     def _limits_from_now(self) -> Limits:
@@ -297,11 +299,14 @@ class Function:
         return limits_from_now(self._timeout, self._deadline_ms)
 
     def _submit(
-        self, values: tuple[Any, ...], flags: int, limits: Limits
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], flags: int, limits: Limits
     ) -> tuple[Connection, int]:
         """Submit what the core did not take at once."""
         while True:
             connection = self.connect()
+            values = args
+            if kwargs:  # anew: the parameters of another executor may have another order
+                values = connection.signature.bind(args, kwargs, str(self.address))
             try:
                 return connection, connection.submit(values, flags, limits)
             except Forked:

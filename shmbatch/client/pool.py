@@ -12,6 +12,7 @@ from ..contract.signature import Signature
 from ..errors import ExecutorNotFound
 from ..protocol import names, owners
 from ..protocol.clock import now_ns
+from ..protocol.ownership import DRAINING, SERVING
 from ..protocol.spinning import wait_mode
 from .connection import Connection
 from .handshake import ANSWER_S, DECORATED, connect
@@ -52,15 +53,21 @@ def connection_to(
     mode = wait_mode(wait)
     name = address.served_as()
     key = (name, address.function, arrays, mode, batching)
+    was_serving = False
     while True:
         try:
             return _connection_to(
                 key, address, signature, deadline_ns, batching, answer_s=answer_s, served=served
             )
         except ExecutorNotFound:
-            late = kept_ns is not None and now_ns() >= kept_ns
-            if late or not _is_kept(name):
+            owner = owners.owner(name)
+            if owner is None or owner.keeper is None or owner.state == DRAINING:
+                raise  # nobody will come
+            if kept_ns is not None and now_ns() >= kept_ns:
                 raise
+            if was_serving and owner.state == SERVING:
+                raise  # it is there, and does not answer
+            was_serving = owner.state == SERVING
         time.sleep(_KEPT_S)  # not in there, where others would have to wait for us
 
 
@@ -107,12 +114,6 @@ def _connection_to(
     finally:
         connecting.release()
     return connection
-
-
-def _is_kept(name: str) -> bool:
-    """Say whether a supervisor is about to start the next executor of that name."""
-    owner = owners.owner(name)
-    return owner is not None and owner.keeper is not None
 
 
 def rebind(app: str) -> None:

@@ -126,6 +126,8 @@ class Succession:
                 raise HandshakeError(
                     f"it has {welcome['capacity']} slots for them and not {connection.capacity}"
                 )
+            if line.is_gone():
+                raise EOFError  # it was tired of waiting for us, or is dead: its ring is nobody's
             sock.settimeout(None)
             connection.move(line, welcome)
         self.leave()

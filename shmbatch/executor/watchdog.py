@@ -71,6 +71,7 @@ class Watchdog:
         """End the threads. Idempotent."""
         if self._in >= 0:
             self._core.close()
+            os.write(self._in, b".")  # a fork may hold this end: there may be no end of file
             os.close(self._in)
             self._in = -1
             self._thread.join()
@@ -82,6 +83,8 @@ class Watchdog:
         if not os.read(self._out, 1):
             return
         number = self._core.accept()
+        if number < 0:
+            return  # it was only closed
         stuck = Stuck(self._causes[number])
         self._die(stuck.with_traceback(_stack(self._main)))
 

@@ -13,11 +13,11 @@
  *     something in flight: what else is in flight could not be seen to be over before.
  *   - While the executor's thread is inside one function, only that one can be over its limit; the
  *     clocks of the others stand still, for nothing of theirs could be completed.
- *   - A clock begins anew where the watchdog itself was not run for a quarter of the limit, as in a
- *     stopped process.
+ *   - Clocks stand still while the watchdog itself is not run, as in a stopped process; it looks
+ *     eight times within the shortest limit to see that.
  *
  * The thread that enters makes no system call but when the watchdog has been asleep for good: it
- * sleeps for the shortest limit, looks again, and for good only when nothing was entered since.
+ * sleeps for a part of the shortest limit, looks again, and for good only when nothing was entered since.
  */
 #include "core.h"
 
@@ -180,12 +180,18 @@ watchdog_main(void *argument)
             self->asleep = false;
             continue;
         }
+        /* Often, as what is late by much was stopped, and that does not count. */
+        uint64_t soon_ns = at_ns + self->shortest_ns / 8;
+        next_ns = next_ns < soon_ns ? next_ns : soon_ns;
         watchdog_wait(self, next_ns);
         at_ns = now_ns();
         uint64_t late_ns = at_ns > next_ns ? at_ns - next_ns : 0;
         for (unsigned i = 0; late_ns > LATE_NS && i < self->count; i++) {
             entry *each = &self->entries[i];
-            each->since_ns = each->since_ns && late_ns > each->limit_ns / 4 ? at_ns : each->since_ns;
+            if (each->since_ns != 0) {
+                uint64_t since_ns = each->since_ns + late_ns;
+                each->since_ns = since_ns < at_ns ? since_ns : at_ns;
+            }
         }
     }
     pthread_mutex_unlock(&self->lock);

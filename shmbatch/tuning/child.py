@@ -15,6 +15,7 @@ from ..app.launching import kept
 from ..app.reports import Reports, error_in
 from ..errors import LoadError
 from ..protocol import descriptors, ownership
+from ..protocol.signals import signal_name
 
 _STDERR = 2
 _GRACE_S = 5.0  # for which it may go on with what it does
@@ -121,7 +122,7 @@ class Child:
 def _end(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
-    killed = signal.Signals(-status).name
+    killed = signal_name(-status)
     return f"was killed by {killed}" + (
         "; perhaps it ran out of memory, try --max" if killed == "SIGKILL" else ""
     )

@@ -14,6 +14,7 @@ from typing import Any
 from ..app.launching import kept
 from ..app.reports import error_in
 from ..errors import ShmbatchError
+from ..protocol.signals import signal_name
 
 
 class Child:
@@ -97,7 +98,7 @@ class Child:
         """Say how it has ended."""
         status = self._ended.result()
         if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
+            return f"was killed by {signal_name(-status)}"
         return f"ended with status {status}"
 
     def terminate(self) -> None:

@@ -25,14 +25,16 @@ def test_names_of_a_process_are_removed_as_soon_as_its_lock_is_free(tmp_path: Pa
         out, into = os.pipe()
         pid = os.fork()
         if pid == 0:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
-            os.write(fd, b"%d\n" % os.getpid())
-            for _ in range(FILES):
-                os.dup(out)
-            os.write(into, b"!")
-            while True:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+                fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
+                os.write(fd, b"%d\n" % os.getpid())
+                for _ in range(FILES):
+                    os.dup(out)
+                os.write(into, b"!")
                 signal.pause()
+            finally:
+                os._exit(2)
         name = Path(f"/dev/shm/{leftovers.PREFIX}{pid}-{secrets.token_hex(6)}")
         try:
             name.touch()

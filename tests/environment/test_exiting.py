@@ -150,5 +150,6 @@ def test_a_producer_that_has_frozen_its_memory_ends_in_silence(tmp_path: Path) -
         assert "serves" in executor.stderr.readline()
         with started("-c", FROZEN, python=True) as producer:
             assert producer.communicate(timeout=PATIENCE_S) == ("", "")
+            assert producer.returncode == 0
         shmbatch.stop("served")
         assert executor.wait(PATIENCE_S) == 0

@@ -230,8 +230,11 @@ def test_numbers_that_it_did_not_give_are_refused(dog: Dog) -> None:
 def test_a_fork_of_the_process_has_no_thread_to_end(dog: Dog) -> None:
     child = os.fork()
     if child == 0:
-        dog.core.close()
-        os._exit(0)
+        try:
+            dog.core.close()
+            os._exit(0)
+        finally:
+            os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

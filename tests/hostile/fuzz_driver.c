@@ -39,7 +39,8 @@ void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak)
 void
 __sanitizer_cov_trace_pc(void)
 {
-    uintptr_t here = (uintptr_t)__builtin_return_address(0);
+    /* From a place of its own: where a program is loaded differs from run to run. */
+    uintptr_t here = (uintptr_t)__builtin_return_address(0) - (uintptr_t)fuzz_target;
     uint8_t *hit = &hits[(here ^ previous) % EDGES];
     *hit += *hit < 255;
     previous = here * 31 >> 1;

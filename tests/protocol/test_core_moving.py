@@ -295,25 +295,20 @@ def test_values_of_every_length_arrive() -> None:
 def test_an_input_that_is_being_written_is_published_in_the_new_segment() -> None:
     """A large one is copied without the GIL; whoever moves meanwhile makes that copy again."""
     image = array("uint8", 4 << 20)
-    both = Succeeded(signature(image, result=image), capacity=2)
-    values = [np.full(4 << 20, number, np.uint8) for number in range(10)]
-
-    def submit() -> None:
-        for value in values:
-            ticket = both.producer.submit((value,), 0)
-            if ticket >= 0:  # else no move has given back the slot of an earlier one yet
-                both.producer.withdraw(ticket)
-
-    thread = threading.Thread(target=submit)
-    thread.start()
-    while thread.is_alive():
-        between = Wire(both.first.signature, 2)
-        both.producer.move(between.memory, between.bell_memory, int, GONE, 1)
-    thread.join()
-    both.move()
-    assert both.producer.free_slots == 2
-    both.producer.submit((values[7],), 0)
-    assert both.after.take() == 1
+    for number in range(1, 11):
+        both = Succeeded(signature(image, result=image), capacity=2)
+        value = np.full(4 << 20, number, np.uint8)
+        thread = threading.Thread(target=both.producer.submit, args=((value,), 0))
+        thread.start()
+        while thread.is_alive():
+            between = Wire(both.first.signature, 2)
+            both.producer.move(between.memory, between.bell_memory, int, GONE, 1)
+        thread.join()
+        assert both.move() == 1
+        assert both.after.take() == 1
+        stack = np.zeros((2, 4 << 20), np.uint8)
+        (rows,) = both.after.batch.gather([(stack, stack)])
+        assert (rows[0] == number).all()
 
 
 def test_the_old_memory_is_let_go_of() -> None:

@@ -48,7 +48,10 @@ def supervisor(notice: Notice) -> Iterator[Supervisor]:
 def test_a_supervisor_is_over_when_its_process_is_dead(notice: Notice) -> None:
     pid = os.fork()
     if not pid:
-        signal.pause()
+        try:
+            signal.pause()
+        finally:
+            os._exit(2)
     supervisor = Supervisor(os.pidfd_open(pid), os.dup(notice.fd))
     assert not supervisor.is_over()
     os.kill(pid, signal.SIGKILL)
@@ -119,7 +122,8 @@ def test_nobody_but_the_supervisor_can_write_a_notice(
             write(fd)
         except OSError:
             os._exit(0)
-        os._exit(1)
+        finally:
+            os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     assert os.fstat(fd).st_mode & 0o777 == 0o400  # so that another user cannot even try
     assert supervisor.cause() == "the truth"

@@ -33,7 +33,7 @@ def soaked(folder: Path, *options: object) -> tuple[int, dict[str, Any], str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("transport", ["linux", "posix"])
+@pytest.mark.parametrize("transport", ["linux", pytest.param("posix", marks=[pytest.mark.soak])])
 def test_a_short_soak_loses_nothing(tmp_path: Path, transport: str) -> None:
     status, report, output = soaked(
         tmp_path, "--minutes", 0.33, "--seed", 1, "--transport", transport

@@ -24,6 +24,7 @@ COMMANDS = [
     line
     for block in re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
+    if line.startswith(("gunicorn", "granian"))
 ]
 # What takes another way from its start to a call than those before it.
 EVERYDAY = [line for line in COMMANDS if "granian wsgi" not in line and "Worker" not in line]
