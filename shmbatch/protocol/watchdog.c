@@ -17,7 +17,8 @@
  *     eight times within the shortest limit to see that.
  *
  * The thread that enters makes no system call but when the watchdog has been asleep for good: it
- * sleeps for a part of the shortest limit, looks again, and for good only when nothing was entered since.
+ * sleeps for a part of the shortest limit, looks again, and for good only when nothing was entered
+ * since.
  */
 #include "core.h"
 

@@ -123,7 +123,10 @@ def test_control_a_planted_bug_is_found(planted: str, tmp_path: Path) -> None:
     assert text.count(before) == 1
     (tmp_path / "ring.h").write_text(text.replace(before, after))
     program = build(tmp_path, tmp_path)
-    done = search(program, 1, SLOW)
+    for seed in range(1, 11):  # a rare one needs luck, which is the same every time
+        done = search(program, seed, SLOW)
+        if done.returncode != 0:
+            break
     assert done.returncode != 0, done.stdout
     assert report in done.stdout + done.stderr
     # And what was found can be looked at again.
