@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ProtocolError
 from ..protocol import control, orders
 from ..protocol.clock import now_ns
-from ..protocol.signals import signal_name
+from ..protocol.endings import ending
 from .signals import Signals
 
 
@@ -106,10 +106,7 @@ class Executor:
         """Say how it has ended."""
         if self.failure is not None:
             return f"{self.failure['error']}: {self.failure['message']}"
-        if status < 0:
-            how = f"was killed by {signal_name(-status)}"
-        else:
-            how = f"ended with status {status}"
+        how = ending(status)
         return how if self.ready_ns is not None else f"{how} while it started"
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from ..app.launching import kept
 from ..app.reports import Reports, error_in
 from ..errors import LoadError
 from ..protocol import descriptors, ownership
-from ..protocol.signals import signal_name
+from ..protocol.endings import ending
 
 _STDERR = 2
 _GRACE_S = 5.0  # for which it may go on with what it does
@@ -120,9 +120,5 @@ class Child:
 
 
 def _end(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    killed = signal_name(-status)
-    return f"was killed by {killed}" + (
-        "; perhaps it ran out of memory, try --max" if killed == "SIGKILL" else ""
-    )
+    advice = "; perhaps it ran out of memory, try --max" if status == -signal.SIGKILL else ""
+    return ending(status) + advice

@@ -14,7 +14,7 @@ from typing import Any
 from ..app.launching import kept
 from ..app.reports import error_in
 from ..errors import ShmbatchError
-from ..protocol.signals import signal_name
+from ..protocol.endings import ending
 
 
 class Child:
@@ -96,10 +96,7 @@ class Child:
 
     def fate(self) -> str:
         """Say how it has ended."""
-        status = self._ended.result()
-        if status < 0:
-            return f"was killed by {signal_name(-status)}"
-        return f"ended with status {status}"
+        return ending(self._ended.result())
 
     def terminate(self) -> None:
         """Have it end in order, if it lives; only once, as a second time would have it hurry."""
