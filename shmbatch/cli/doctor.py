@@ -14,6 +14,8 @@ from .printing import printable, say, table
 if TYPE_CHECKING:
     from ..doctor.finding import Finding
 
+_LEVEL = len("warning")  # columns, so that the rest stands in the same place on every machine
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -39,7 +41,7 @@ def command(as_json: bool, fix: bool) -> None:
 def _print(findings: list[Finding]) -> None:
     rows: list[tuple[str, str, str]] = []
     for each in findings:
-        rows.append((each.level, each.subject, printable(each.found)))
+        rows.append((each.level.ljust(_LEVEL), each.subject, printable(each.found)))
         if each.remedy:
             rows.append(("", "", f"-> {printable(each.remedy)}"))
     for line in table(("", "WHAT", "FOUND"), rows):
