@@ -196,11 +196,13 @@ class Director:
 
     def _nobody_attached(self) -> bool:
         try:
-            counted = shmbatch.statistics(NAME, timeout=HANG_S)["functions"]
+            counted = shmbatch.statistics(NAME, timeout=HANG_S)
         except errors.ShmbatchError as error:
             self.violations.append(f"no statistics: {error}")
             return True
-        return all(each["producers"] == 0 for each in counted.values())
+        if any(each["producers"] for each in counted["functions"].values()):
+            return False
+        return counted["admission"]["nbytes"] == 0  # its loop has unmapped the last segment
 
     # ---- producers -----------------------------------------------------------------------
 
