@@ -7,7 +7,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
-CORE = ("core", "values", "segment", "producer", "moving", "executor", "batch", "watchdog")
+CORE = (
+    *("core", "values", "segment", "producer", "moving", "executor", "batch"),
+    *("watchdog", "apart"),
+)
 
 # A free-threaded interpreter has no limited API; there the core is built for just that version.
 LIMITED = not get_config_var("Py_GIL_DISABLED")

@@ -19,6 +19,7 @@ from ..errors import RemoteError
 MIN_LIMIT = 256  # bytes: a class path and the beginning of a message
 
 _CUT = "[...]"
+_CLASS_NAME: Any = type.__dict__["__name__"]
 
 
 def pack_exception(error: BaseException, limit: int, *, trace: bool = True) -> bytes:
@@ -72,6 +73,12 @@ def unpack_exception(data: bytes) -> Exception:
         except Exception:  # a frozen dataclass takes no notes
             pass
     return error
+
+
+def class_name(error: BaseException) -> str:
+    """Return the name of the class of *error*, whatever a metaclass makes of it; never raises."""
+    name: str = _CLASS_NAME.__get__(type(error))
+    return name
 
 
 def _args(error: BaseException, message: str) -> Any:

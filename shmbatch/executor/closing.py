@@ -3,33 +3,26 @@
 Descriptors that nobody has received are closed together with the socket in whose queue they are,
 by whoever closes that; and to close some kinds of file takes as long as their owner likes: a TCP
 socket that lingers waits for a reader. So messages are looked at before they are taken, and
-sockets with descriptors in their queues are left to a few threads that may wait for ever.
+sockets with descriptors in their queues are closed apart: in a thread that ends, which waits for
+no file.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import threading
-from collections import deque
+
+from ..protocol import _core
 
 log = logging.getLogger("shmbatch.executor")
 
 _CREDENTIALS_ROOM = socket.CMSG_LEN(12)  # of one struct ucred, and nothing beside it
-_THREADS_MAX = 4
-
-_mutex = threading.Lock()
-# Which take time to close. No objects, which the interpreter would close when it ends: what is
-# open then, the kernel closes with the process, and does not wait.
-_left: deque[int] = deque()
-_threads = 0
 
 
 def close(sock: socket.socket) -> None:
     """Close *sock*, whatever is in its queue; the other end is hung up on at once. Idempotent.
 
-    Waits for nothing; may start a thread if descriptors are in the queue.
+    Waits for nothing.
     """
     if sock.fileno() < 0:
         return
@@ -40,8 +33,12 @@ def close(sock: socket.socket) -> None:
     if _empties(sock):
         sock.close()
     else:
-        log.warning("somebody has sent descriptors, which are closed aside")
-        _leave(sock.detach())
+        log.warning("somebody has sent descriptors, which are closed apart")
+        fd = sock.detach()
+        try:
+            _core.close_apart(fd)
+        except OSError as error:
+            log.error("descriptor %d stays open: %s", fd, error.strerror)
 
 
 def close_listener(listener: socket.socket) -> None:
@@ -74,27 +71,3 @@ def _empties(sock: socket.socket) -> bool:
             pass  # said once, ahead of what is there
         except OSError:
             return True
-
-
-def _leave(fd: int) -> None:
-    global _threads
-    with _mutex:
-        _left.append(fd)
-        if _threads == _THREADS_MAX:
-            return
-        try:
-            threading.Thread(target=_close_left, name="shmbatch-closing", daemon=True).start()
-        except RuntimeError:
-            return  # no thread to be had: they stay open until there is
-        _threads += 1
-
-
-def _close_left() -> None:
-    global _threads
-    while True:
-        with _mutex:
-            if not _left:
-                _threads -= 1
-                return
-            fd = _left.popleft()
-        os.close(fd)

@@ -22,14 +22,13 @@ that somebody sends are never received; see `closing`.
     end of file, death           stop watching                  -- detach -->  drop calls, close
                        <------   lost, if the device is              <-- hang up --
 
-Whoever has `SILENCE_NS` to say something and says nothing is hung up on, until it has attached:
-then it may be silent for ever. Who breaks the protocol is hung up on too, and finds the reason
-in its segment.
+Whoever has `SILENCE_NS` to say something and says nothing is hung up on, until it has said that it
+has attached: then it may be silent for ever. Who breaks the protocol is hung up on too, and finds
+the reason in its segment.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -38,71 +37,31 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..contract.wire import ring_arguments
 from ..errors import HandshakeError, ProtocolError, ShmbatchError
 from ..protocol import _core, control, snapshot
 from ..protocol._core import ExecutorRing
-from ..protocol.access import Access, is_owner
+from ..protocol.access import Access
 from ..protocol.clock import now_ns
 from ..protocol.layout import LAYOUT_VERSION
 from ..protocol.ownership import DRAINING, SERVING
 from ..protocol.transport import ExecutorTransport
-from . import closing, greeting
-from .limits import Limits, Room
+from . import greeting
+from .connection import Connection
+from .entrance import Entrance
 from .loop import Loop
 from .obeying import Obedience
 from .poller import Poller
+from .room import Quotas, Room
 from .served import ServedFunction
-
-if TYPE_CHECKING:
-    from .staging.direct import Registration
 
 log = logging.getLogger("shmbatch.executor")
 
 SILENCE_NS = 30_000_000_000  # for which somebody who has not attached may say nothing
 
 _LAST_STEP_S = 1.0  # which the thread is given to end, by a process that is about to
-
-
-class Connection:
-    """One process at the other end, from accept on; a producer once it has a ring."""
-
-    ring: ExecutorRing
-
-    def __init__(self, sock: socket.socket, who: control.Credentials) -> None:
-        sock.setblocking(False)  # or MSG_DONTWAIT is ignored, where a default timeout is set
-        self.sock = sock
-        self.since_ns = self.heard_ns = now_ns()
-        self.pid = who.pid
-        self.may_command = is_owner(who)
-        self.pidfd = control.peer_pidfd(sock)
-        self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
-        self.segment: Any = None
-        self.registration: Registration | None = None  # of the segment, with the device
-        # Who closes that, which waits for the device; the loop must not.
-        self.retire: Callable[[Callable[[], None]], object] = lambda close: close()
-        self.closed: Callable[[Connection], object] = lambda connection: None
-        self.violated = False
-        self.leaves = False  # it has said so, and its end will be no accident
-
-    @property
-    def attached(self) -> bool:
-        return self.segment is not None
-
-    def close(self) -> None:
-        """Close descriptors; the memory goes when the last batch that uses it does. Idempotent."""
-        closing.close(self.sock)
-        pidfd, self.pidfd = self.pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
-        registration, self.registration = self.registration, None
-        if registration is not None:
-            self.retire(registration.close)
-        if self.segment is not None:
-            self.segment.handed_over()
-        self.closed(self)
 
 
 class Control:
@@ -137,11 +96,10 @@ class Control:
     ) -> None:
         self._obedience = obedience
         self._watches = {} if obedience is None else obedience.watches
-        self._access = Access() if access is None else access
-        self._room = Room(Limits(), app) if room is None else room
+        self._room = Room(Quotas(), app) if room is None else room
         self._refused = self._expelled = 0  # how many
         self._thread = threading.Thread(target=self._run, name="shmbatch-control", daemon=True)
-        self._listener = listener
+        self._entrance = Entrance(listener, app, Access() if access is None else access)
         self._app = app
         self._functions = functions
         self._transport = transport
@@ -156,12 +114,10 @@ class Control:
         self._since_ns = now_ns()
         self._requests: deque[Callable[[], None]] = deque()
         self._bell_out, self._bell_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._closing = False
         self._refusing = False
         self._refused_as = _core.DRAINING  # what a late producer is told
-        listener.setblocking(False)
-        self._poll.register(listener, select.EPOLLIN)
+        self._poll.register(self._entrance, select.EPOLLIN)
         self._poll.register(self._bell_out, select.EPOLLIN)
         self._supervisor_fd = supervisor_fd
         for other in (supervisor_fd, *self._watches):
@@ -175,14 +131,15 @@ class Control:
         self._thread.start()
 
     def refuse(self, status: int = _core.DRAINING) -> None:
-        """Accept nobody any more; new connects find no socket, or that of a successor.
+        """Accept nobody any more; new connects find no socket, or that of a successor. Idempotent.
 
         Args:
             status: what a ring says that is just being made.
         """
-        self._refused_as = status
-        self._refusing = True  # at once, also for whom the thread has accepted already
-        self._request(self._close_listener)
+        if not self._refusing:
+            self._refused_as = status
+            self._refusing = True  # at once, also for whom the thread has accepted already
+            self._request(self._close_entrance)
 
     def disconnect(self, connection: Any) -> None:
         """Hang up on a producer that broke the protocol of the ring. Does not wait."""
@@ -209,15 +166,14 @@ class Control:
         self._request(lambda: None)
         if self._thread.ident is not None:  # it was started
             self._thread.join()
-        self._close_listener()
+        self._close_entrance()
         for connection in set(self._watched.values()):
             connection.close()
         while self._requests:  # what the thread was too late for, and what these have asked for
             self._safely(self._requests.popleft())
         self._poll.close()
-        for fd in (self._bell_out, self._bell_in, self._own_pidfd, self._reserve_fd):
-            if fd >= 0:
-                os.close(fd)
+        for fd in (self._bell_out, self._bell_in, self._own_pidfd):
+            os.close(fd)
 
     def _tell_lost(self, cause: str) -> list[Connection]:
         """Tell whoever is attached, and hang up; return them. Who was told is not told again."""
@@ -263,7 +219,7 @@ class Control:
         elif fd in self._watches:
             if not self._watches[fd]():
                 self._poll.unregister(fd)
-        elif fd == self._listener.fileno():
+        elif fd == self._entrance.fileno():
             self._accept()
         elif fd in self._watched:
             # No local name for the connection: it would keep the memory of a producer that has
@@ -281,69 +237,35 @@ class Control:
             return
         at_ns = now_ns() - SILENCE_NS
         for connection in [each for each in self._awaited if each.heard_ns <= at_ns]:
-            self._refuse(
-                connection, HandshakeError(f"said nothing for {SILENCE_NS / 1e9:g} seconds")
-            )
+            if connection.attached:
+                # It has done no wrong: it looks for its welcome when it has time for it, and
+                # comes again.
+                self._lost(connection, f"did not take its welcome for {SILENCE_NS / 1e9:g} s")
+            else:
+                self._refuse(
+                    connection, HandshakeError(f"said nothing for {SILENCE_NS / 1e9:g} seconds")
+                )
 
-    def _close_listener(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._poll.unregister(self._listener)
-            closing.close_listener(self._listener)
+    def _close_entrance(self) -> None:
+        if self._entrance.fileno() >= 0:
+            self._poll.unregister(self._entrance)
+            self._entrance.close()
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError as error:
-            log.warning("cannot accept a producer: %s", error)
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._turn_away()
+        connection = self._entrance.accept()
+        if connection is None:
             return
-        try:
-            who = control.peer_credentials(sock)
-            if not self._access.admits(sock, who):
-                self._keep_out(sock, who)
-                return
-            connection = Connection(sock, who)
-        except (OSError, EOFError, ShmbatchError) as error:
-            log.warning("cannot watch a producer: %s", error)
-            closing.close(sock)
-            return
-        for fd in (sock.fileno(), connection.pidfd):
+        for fd in (connection.sock.fileno(), connection.pidfd):
             self._watched[fd] = connection
             self._poll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
         self._awaited[connection] = None
         if len(self._awaited) > self._room.strangers_max:
-            first = next(iter(self._awaited))
-            self._refuse(
-                first, HandshakeError("said nothing while many others came; connect again")
-            )
-
-    def _keep_out(self, sock: socket.socket, who: control.Credentials) -> None:
-        self._refused += 1
-        log.warning("refused a producer of uid %d, process %d", who.uid, who.pid)
-        refusal = greeting.refusal(
-            HandshakeError(
-                f"the executor of {self._app!r} does not serve uid {who.uid}; "
-                f"start it with --allow-uid {who.uid}"
-            )
-        )
-        with suppress(OSError):  # it is gone
-            control.send(sock, refusal, wait=False)
-        closing.close(sock)
-
-    def _turn_away(self) -> None:
-        """Hang up on the next producer, for whom no descriptor is left but our reserve.
-
-        Left in the queue, it would wake this thread again at once, for ever.
-        """
-        if self._reserve_fd >= 0:
-            reserve, self._reserve_fd = self._reserve_fd, -1
-            os.close(reserve)
-        try:
-            closing.close(self._listener.accept()[0])
-            self._reserve_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            pass  # somebody else took the descriptor; the next one is turned away later
+            strangers = [each for each in self._awaited if not each.attached]
+            if len(strangers) > self._room.strangers_max:
+                self._refuse(
+                    strangers[0],
+                    HandshakeError("said nothing while many others came; connect again"),
+                )
 
     def _hear(self, connection: Connection, fd: int) -> None:
         try:
@@ -410,13 +332,10 @@ class Control:
                 f"the executor of {self._app!r} (process {os.getpid()}) has no supervisor that "
                 f"could reload it; start it with `shmbatch start FILE --restart`"
             )
+        self._obedience.ask_for_reload(connection.sock.fileno())
         self._forget(connection)
-        fd = connection.sock.detach()  # which is not hung up on: the supervisor has it, too
-        try:
-            self._obedience.ask_for_reload(fd)
-        finally:
-            os.close(fd)
-            connection.close()
+        os.close(connection.sock.detach())  # not hung up on: the supervisor has it, too
+        connection.close()
 
     def _tell_statistics(self, connection: Connection) -> None:
         # Counted here and not in the inboxes: there a producer arrives after its welcome.
@@ -428,7 +347,7 @@ class Control:
             "producers_max": self._room.producers_max,
             "nbytes": self._room.nbytes,
             "nbytes_max": self._room.nbytes_max,
-            "refused": self._refused,
+            "refused": self._refused + self._entrance.refused,
             "expelled": self._expelled,
         }
         counted = greeting.statistics(

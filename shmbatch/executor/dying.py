@@ -27,6 +27,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..contract.exceptions import class_name
+
 log = logging.getLogger("shmbatch.executor")
 
 PATIENCE_S = 5.0
@@ -59,9 +61,9 @@ class DeviceLost(Fatal):
         """
         try:
             line = next(iter(str(error).strip().splitlines()), "")[:_LINE_MAX]
-        except Exception:  # a class of the user's
+        except BaseException:  # a class of the user's
             line = ""
-        name = type(error).__name__
+        name = class_name(error)
         return cls(f"{line} ({name}) in {address}" if line else f"{name} in {address}")
 
 

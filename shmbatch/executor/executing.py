@@ -83,7 +83,7 @@ class Executing:
         self.statistics = Statistics()
         self.failures = Failures(address)
         self.flights: deque[Run] = deque()  # launched and not completed, oldest first
-        self.retries = Retries(definition.failing, self.batcher)
+        self.retries = Retries(definition.failing, self.batcher, definition.batch_sizes)
         self._clock: tuple[_core.Watchdog, int] | None = None  # see `be_clocked`
         self._device = device
         sizes = definition.batch_sizes
@@ -100,7 +100,7 @@ class Executing:
             note=note,
         )
         self.fetches = self._staging.fetches  # what the function returns
-        self._lands = self.fetches  # something is to be done when a batch has run, or landed
+        self._lands = self.fetches  # something is to be done before and after delivering
         self._function = function
         self._runner: AsyncRunner | None = None
         self.depth = device.depth  # as many batches can be in flight
@@ -115,7 +115,7 @@ class Executing:
             Run(Batch(parameters.max_batch_size, self.statistics.phases))
             for _ in range(self.depth)
         ]
-        self._resting: list[Run] = []  # those that would be idle, while a batch is in pieces
+        self._resting: list[Run] = []  # those that would be idle, while a batch is in parts
 
     def be_clocked(self, core: _core.Watchdog, number: int) -> None:
         """Tell a watchdog when executions of ours, which it knows by a number, begin and end."""
@@ -124,7 +124,7 @@ class Executing:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is in flight, be it in pieces of which none runs just now."""
+        """Whether a batch is in flight, be it in parts of which none runs just now."""
         return bool(self.flights or self.retries.waiting)
 
     def launch(self, at_ns: int) -> int:
@@ -175,10 +175,11 @@ class Executing:
                     self._runner.start(run, inputs)
             except BaseException as error:  # whatever it is, even SystemExit, the callers get it
                 run.raised(error)
+        lands = self.fetches and run.done
+        if lands:
+            self._begin_landing(run)  # which may wait for the device
         if clock is not None:
-            clock[0].leave(clock[1], self.fetches or not run.done)
-        if run.done and self.fetches:
-            self._begin_landing(run)
+            clock[0].leave(clock[1], lands or not run.done, lands)
 
     def is_under_way(self) -> bool:
         """Say whether the oldest flight, whose function has run, is still on its device."""
@@ -186,7 +187,7 @@ class Executing:
         if not self.fetches:
             return False
         if run.landing is None:
-            self._begin_landing(run)  # of an async function, which suspended
+            self._begin_landing_late(run)
         try:
             return run.landing is not None and not run.landing.landed()
         except Exception as error:
@@ -201,7 +202,8 @@ class Executing:
         run = self.flights.popleft()
         batch = run.batch
         count, rejected = batch.count, batch.rejected
-        if self._lands:
+        lands = self._lands
+        if lands:
             self._land(run)
         if not count:
             pass  # all rows were rejected, and have their errors
@@ -217,6 +219,8 @@ class Executing:
             self.idle.clear()
             run.value = run.error = run.landing = None
             run.done = run.watched = False
+            if lands:
+                self._be_done()
             return None
         else:
             self._delivery.raised(batch, run.error)
@@ -232,6 +236,8 @@ class Executing:
             self.idle.append(run)
         run.value = run.error = run.landing = None
         run.done = run.watched = False
+        if lands:
+            self._be_done()
         return wakes
 
     def _delivered(self, run: Run, count: int) -> None:
@@ -257,16 +263,30 @@ class Executing:
         except Exception as error:
             run.raised(error, "delivering")
 
+    def _begin_landing_late(self, run: Run) -> None:
+        """Begin the landing of an async function, which suspended."""
+        clock = self._clock
+        if clock is not None:
+            clock[0].enter(clock[1])
+        self._begin_landing(run)
+        if clock is not None:
+            clock[0].leave(clock[1], True, True)
+
     def _land(self, run: Run) -> None:
         """Wait until all is over that the batch has started on the device, come what may."""
         if self.fetches:
             self._wait_for_landing(run)
+        if self._clock is not None:  # objects of the user's are looked at now, and may not return
+            self._clock[0].enter(self._clock[1])
+
+    def _be_done(self) -> None:
+        """Say that a batch has its outcomes, or will be run again."""
         if self._clock is not None:
             self._clock[0].done(self._clock[1], bool(self.flights))
 
     def _wait_for_landing(self, run: Run) -> None:
         if run.landing is None:
-            self._begin_landing(run)
+            self._begin_landing_late(run)
         try:
             if run.landing is not None:
                 run.landing.wait()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..contract.exceptions import class_name
 from ..protocol.clock import now_ns
 
 log = logging.getLogger("shmbatch.executor")
@@ -54,7 +55,7 @@ class Failures:
         noted, self.noted = self.noted, []
         last: dict[str, tuple[BaseException, int]] = {}
         for error, calls, level in noted:
-            name = type(error).__name__[:_NAME_MAX]
+            name = class_name(error)[:_NAME_MAX]
             if name not in self._kinds and len(self._kinds) >= _KINDS_MAX:
                 name = _OTHERS
             kind = self._kinds.setdefault(name, _Kind())
@@ -98,4 +99,4 @@ def _described(error: BaseException) -> str:
     where = ""
     if trace is not None:
         where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-    return f"{type(error).__name__[:_NAME_MAX]}: {message}{where}"
+    return f"{class_name(error)[:_NAME_MAX]}: {message}{where}"

@@ -176,7 +176,7 @@ class Loop:
                 word = poller.spin(seen, NEVER_NS)
                 spun = word == seen
                 seen = word
-            elif self._draining and until_ns == NEVER_NS:
+            elif self._draining and until_ns == NEVER_NS and not self._in_flight():
                 break
             else:
                 word = seen if spun else poller.spin(seen, until_ns)
@@ -191,7 +191,7 @@ class Loop:
         Where something was done: `NOW_NS` if there may be more, `IDLE_NS` if no call is left.
         """
         chosen: ServedFunction | None = None
-        retried: ServedFunction | None = None  # the chosen one, if it has a batch in pieces
+        retried: ServedFunction | None = None  # the chosen one, if it has a batch in parts
         due_ns = 0  # of the chosen one
         taking_turns: list[ServedFunction] = []
         until_ns = NEVER_NS
@@ -276,8 +276,6 @@ class Loop:
         where there is somebody to watch: on the CPU every look costs.
         """
         assert self._watch is not None
-        if self._draining:
-            return False
         if not function.idle and len(self._attended) == 1:
             return False
         if not function.is_under_way():

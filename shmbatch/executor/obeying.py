@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..errors import ShmbatchError
+from ..errors import HandshakeError, ShmbatchError
 from ..protocol.clock import now_ns
 from ..protocol.orders import Orders
 from .tenure import Tenure
@@ -45,9 +45,17 @@ class Obedience:
         return self._orders.supervisor.fds()
 
     def ask_for_reload(self, sock_fd: int) -> None:
-        """Have the supervisor reload, and answer at this socket."""
+        """Have the supervisor reload, and answer at this socket.
+
+        Raises:
+            HandshakeError: it does not read.
+        """
         log.info("a reload is asked for")
-        self._orders.say("reload", [sock_fd])
+        if not self._orders.say("reload", [sock_fd]):
+            raise HandshakeError(
+                f"the supervisor (process {self._orders.keeper}) does not read what it is told; "
+                f"see whether it is stopped"
+            )
 
     def _orphaned(self) -> bool:
         log.info("the supervisor of this executor is gone")

@@ -26,10 +26,10 @@ from .control import Control
 from .dying import DeviceLost, die
 from .instances import Instances, needs_loop
 from .lander import Lander
-from .limits import Limits, Room
 from .loop import Loop
 from .obeying import Obedience
 from .poller import Poller
+from .room import Quotas, Room
 from .served import ServedFunction
 from .staging.choosing import devices_for
 from .tenure import Tenure
@@ -55,7 +55,7 @@ def serve(
     called: str | None = None,
     notify: Callable[..., None] = lambda **state: None,
     access: Access | None = None,
-    limits: Limits | None = None,
+    quotas: Quotas | None = None,
 ) -> None:
     """Serve functions under *name* until told to stop. Call it in the main thread.
 
@@ -73,7 +73,7 @@ def serve(
         called: what messages call the app, where *name* is private.
         notify: tells a service manager; see `notifying.notifier`.
         access: who is let in beside this user; not with transport ``posix``.
-        limits: what producers may have; by default what fits the machine.
+        quotas: what producers may have; by default what fits the machine.
 
     Raises:
         NameTaken: a live executor has the name.
@@ -81,11 +81,11 @@ def serve(
     """
     mode = wait_mode(wait)
     device = device_name(device)
-    access, limits = access or Access(), limits or Limits()
+    access, quotas = access or Access(), quotas or Quotas()
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals(supervised=orders is not None))
         tenure = stack.enter_context(Tenure(name, file, access, orders, called))
-        room = Room(limits, name)
+        room = Room(quotas, name)
         listener = stack.enter_context(tenure.listen())
         notify(STATUS=f"loading {file or name}")
         definitions = load()
@@ -102,7 +102,7 @@ def serve(
         functions = [
             ServedFunction(
                 *(each, f"{called or name}.{each.name}", chosen, events, half.max_capacity),
-                producer_nbytes=limits.producer_nbytes,
+                producer_nbytes=quotas.producer_nbytes,
             )
             for each, chosen in zip(definitions, devices_for(definitions, device), strict=True)
         ]
@@ -143,6 +143,8 @@ def serve(
             if now:
                 lost = sum(each.inbox.pending() + each.inbox.running for each in loop.functions)
                 log.warning("%s stops now, %d calls lost", name, lost)
+                if orders is not None:
+                    orders.say("draining", now=True)
                 abort(0)  # as it was asked to: a service manager is not to start it again
             loop.post(drain)
 

@@ -9,7 +9,7 @@
     out of memory while staging        any: nothing has run
     it returned what is no result      none: that is everybody's outcome
 
-A batch in pieces keeps its run, and no other batch of its function is launched meanwhile. Parts
+A batch in parts keeps its run, and no other batch of its function is launched meanwhile. Parts
 are due when they are known, so functions that were due before them go first. Whatever the function
 raised counts, SystemExit too: the executor does not end by it, and batch-mates must not suffer.
 """
@@ -38,14 +38,17 @@ class RetryCounts(TypedDict):
 
 
 class Retries:
-    """The batches of one function that are in pieces, and the limit that memory sets.
+    """The batches of one function that are in parts, and the limit that memory sets.
 
     Args:
         batcher: is told of that limit.
+        sizes: the allowed ones of a batch; None for all.
     """
 
-    def __init__(self, failing: FailureOptions, batcher: Batcher) -> None:
-        self.active = False  # a batch is in pieces, or there is a limit
+    def __init__(
+        self, failing: FailureOptions, batcher: Batcher, sizes: tuple[int, ...] | None = None
+    ) -> None:
+        self.active = False  # a batch is in parts, or there is a limit
         self.in_pieces = 0  # batches
         self.waiting: deque[Run] = deque()  # those of them of which no part is in flight
         self.due_ns = 0  # since when the first of them is; 0: the loop has not seen it yet
@@ -55,6 +58,7 @@ class Retries:
         self._isolates = failing.on_error == "isolate"
         self._idempotent = failing.idempotent
         self._batcher = batcher
+        self._sizes = sizes
 
     def takes(self, run: Run) -> bool:
         """Say whether a failed run is to go on in parts; if so it waits for its turn."""
@@ -93,7 +97,7 @@ class Retries:
     def delivered(self, run: Run, count: int) -> bool:
         """Part of a batch, or a whole one, has its outcomes; say whether its run is free."""
         fine, parts = run.error is None, run.parts
-        if fine and self.limit is not None:
+        if fine and count and self.limit is not None:
             self._fitted(count)
         if parts is not None:
             if fine and count and parts:
@@ -105,6 +109,7 @@ class Retries:
             self.in_pieces -= 1
         if not self.in_pieces and self.limit is not None:
             self.limit.settled()
+            self._forget()
         self.active = self.in_pieces > 0 or self.limit is not None
         return True
 
@@ -131,7 +136,7 @@ class Retries:
 
     def _exceeded(self, size: int) -> None:
         if self.limit is None:
-            self.limit = MemoryLimit(self._batcher.max_batch_size)
+            self.limit = MemoryLimit(self._batcher.max_batch_size, self._sizes)
             self.active = True
         self.limit.exceeded(size)
         self._batcher.max_batch_size = self.limit.limit
@@ -140,5 +145,9 @@ class Retries:
         assert self.limit is not None
         self.limit.fitted(size)
         self._batcher.max_batch_size = self.limit.limit
-        if self.limit.is_over:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the limit if it is over."""
+        if self.limit is not None and self.limit.is_over:
             self.limit = None

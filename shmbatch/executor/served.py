@@ -18,7 +18,7 @@ from ..protocol._core import ExecutorRing
 from ..protocol.snapshot import FunctionCounts
 from .dying import DeviceLost
 from .executing import Executing
-from .limits import PRODUCER_NBYTES, check_segment
+from .room import PRODUCER_NBYTES, check_segment
 from .staging.devices import Device
 from .turns import Turns
 
@@ -39,7 +39,7 @@ class ServedFunction(Executing):
         address: for messages, ``app.function``.
         loop: makes the event loop that async functions suspend on.
         queue_of: the function of which this is another queue, with batching of its own.
-        producer_nbytes: what one producer's segment may take; None for what `limits` says,
+        producer_nbytes: what one producer's segment may take; None for what `room` says,
             unless slots= says otherwise.
 
     Raises:
@@ -77,6 +77,7 @@ class ServedFunction(Executing):
         self.layout = segment_layout(signature, self.capacity)
         self._producer_nbytes = producer_nbytes
         if producer_nbytes is not None:
+            # The capacity above is of slots alone; a segment has headers and padding beside them.
             while definition.slots is None and self.layout.nbytes > producer_nbytes:
                 fewer = self.capacity * producer_nbytes // self.layout.nbytes
                 if not fewer:

@@ -21,7 +21,9 @@ class Statistics:
 
     def __init__(self) -> None:
         self._sizes: dict[SealReason, dict[int, int]] = {reason: {} for reason in SealReason}
-        self.rejected = 0  # calls taken out of their batch before it ran
+        # Calls taken out of their batch before it ran, as their bytes were no value; or before it
+        # ran again in parts, as they had been given up.
+        self.rejected = 0
         self.phases = Phases()  # how long calls took; the core adds to it
 
     def count(self, calls: int, rejected: int, reason: SealReason) -> None:

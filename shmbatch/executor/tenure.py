@@ -80,8 +80,9 @@ class Tenure:
 
     def note(self, state: str) -> None:
         """Say what the executor is doing, where it has the name."""
-        if self._lock is not None:
-            self._lock.note(state, self._file)
+        lock = self._lock  # once: another thread may give it up
+        if lock is not None:
+            lock.note(state, self._file)
 
     def close(self) -> None:
         """Give the name back, and leave nothing behind. Idempotent."""

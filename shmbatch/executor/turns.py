@@ -11,7 +11,7 @@
 
 A plain method that is due and has to wait for batches in flight holds back those that became due
 after it, or a stream of batches would keep it waiting for ever. On the CPU synchronous functions
-occupy the loop while they run, so that nothing ever has to wait here, but for a batch in pieces:
+occupy the loop while they run, so that nothing ever has to wait here, but for a batch in parts:
 that one is in flight until its last part is over.
 """
 

@@ -2,8 +2,9 @@
 
 The decision is the core's, in a thread that needs no GIL; see ``watchdog.c``. Where a function has
 let go of the GIL, as by sleeping or waiting for a device, a thread of ours then ends the process
-as `dying` describes. Where it has not, within `GRACE_S`, the core's thread does by itself what can
-be done: producers hear the cause, the stacks of all threads go to standard error, status 1.
+as `dying` describes. Where it has not, within `GRACE_S`, or where that has not ended the process
+within `END_S`, the core's thread does by itself what can be done: producers hear the cause, the
+stacks of all threads go to standard error, as far as it is read within `GRACE_S`, status 1.
 
 None of this is there in an executor without a function that has a limit.
 """
@@ -17,16 +18,19 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..protocol import _core, control
-from .dying import Stuck
+from .dying import PATIENCE_S, Stuck
 
 if TYPE_CHECKING:
     from .served import ServedFunction
 
-GRACE_S = 1.0  # for which somebody may hold the GIL when a limit has passed
+# For which somebody may hold the GIL when a limit has passed; or leave standard error unread.
+GRACE_S = 1.0
+END_S = 2 * PATIENCE_S  # in which `die` has come to its end, if anything is to
 
 
 class Watchdog:
@@ -44,7 +48,8 @@ class Watchdog:
         self._signal = _stacks_signal()
         self._out, self._in = os.pipe2(os.O_CLOEXEC)
         self._core = _core.Watchdog(
-            self._in, listener.fileno(), self._signal, round(GRACE_S * 1e9)
+            *(self._in, listener.fileno(), self._signal),
+            *(round(GRACE_S * 1e9), round(END_S * 1e9)),
         )
         self._thread = threading.Thread(target=self._run, name="shmbatch-watchdog", daemon=True)
         self._thread.start()
@@ -63,7 +68,8 @@ class Watchdog:
         number = self._core.add(
             limit_ns or 0,
             control.lost_packet(cause),
-            f"shmbatch: {cause}, and holds the GIL; the executor ends\n".encode(),
+            f"shmbatch: {cause}, and Python does not answer; the executor ends\n".encode(),
+            function.fetches,
         )
         function.be_watched(self, self._core, number)
 
@@ -108,14 +114,24 @@ def _stacks_signal() -> int:
 
     Return its number; 0 if there is none.
     """
-    for number in range(signal.SIGRTMAX, signal.SIGRTMIN, -1):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            try:
+    try:
+        taken = _taken_signals()
+        for number in range(signal.SIGRTMAX, signal.SIGRTMIN, -1):
+            if not taken >> (number - 1) & 1:
                 faulthandler.register(number, sys.__stderr__ or 2, all_threads=True)
-            except (OSError, RuntimeError, ValueError):  # closed, or not to be had
-                return 0
-            return number
+                return number
+    except (OSError, RuntimeError, ValueError):  # closed, or not to be had
+        pass
     return 0
+
+
+def _taken_signals() -> int:
+    """Return a bit for each signal that is handled, by C code as well, or ignored."""
+    taken = 0
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(("SigCgt:", "SigIgn:")):
+            taken |= int(line.partition(":")[2], 16)
+    return taken
 
 
 def _stack(thread: int) -> TracebackType | None:
@@ -123,6 +139,7 @@ def _stack(thread: int) -> TracebackType | None:
     frame = sys._current_frames().get(thread)
     trace: TracebackType | None = None
     while frame is not None:
-        trace = TracebackType(trace, frame, frame.f_lasti, frame.f_lineno)
+        line = frame.f_lineno or frame.f_code.co_firstlineno  # an instruction may have none
+        trace = TracebackType(trace, frame, frame.f_lasti, line)
         frame = frame.f_back
     return trace

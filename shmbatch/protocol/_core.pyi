@@ -68,6 +68,15 @@ CONTROL_NBYTES: Final[int]
 def set_timer_slack(nanoseconds: int, /) -> None:
     """Bound how late the kernel may end this thread's sleeps. Linux only."""
 
+def close_apart(fd: int, /) -> None:
+    """Close *fd*, without waiting for what that may take.
+
+    Takes 0.1 ms, and a thread that ends at once; before Linux 5.9 the thread waits instead.
+
+    Raises:
+        OSError: there is no thread to be had, and *fd* is still open.
+    """
+
 class Bell:
     """The word that all producers of an executor ring, and on which it sleeps."""
 
@@ -131,6 +140,9 @@ class ProducerRing:
     @property
     def spins_won(self) -> int:
         """How many polls spun and got their result before the time was over."""
+    @property
+    def moves(self) -> int:
+        """How often the ring has gone over to another segment."""
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:
         """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
 
@@ -146,15 +158,16 @@ class ProducerRing:
         record: bytes,
         most_runs: int,
         /,
-    ) -> int:
+    ) -> tuple[int, int]:
         """Go over to a segment of the same layout, whose executor has seen no call yet.
 
         Tickets stay what they are. Calls that the executor of the old segment, which must be dead,
         had not taken are published again, in their order; those that it had, too, as long as no
         more than *most_runs* executors will have run them, else they fail with *record*. Outcomes
-        that are there are kept. Returns how many calls were published.
+        that are there are kept. Returns how many calls were published, and what *wake* is now to
+        be called with, if it is not 0.
 
-        Raises:
+        Raises, and then nothing has moved:
             ValueError: the segments differ in size. RuntimeError: this process is a fork.
         """
     def poll(self, ticket: int, spin_ns: int, /) -> Any:
@@ -325,8 +338,9 @@ class Watchdog:
     """A thread without the GIL that ends this process when one execution takes too long.
 
     One byte is written to *notice_fd* first. If nobody calls `accept` within *grace_ns*, which
-    takes the GIL, the thread itself tells producers, writes to standard error, raises
-    *signal_number*, unless that is 0, and ends the process with status 1.
+    takes the GIL, or the process is still there *patience_ns* after that, the thread itself tells
+    producers, writes to standard error, raises *signal_number*, unless that is 0, and ends the
+    process with status 1, after another *grace_ns* at the latest.
 
     Producers are those at the other ends of the connections to *socket_fd*, a bound socket.
 
@@ -335,22 +349,36 @@ class Watchdog:
     """
 
     def __new__(
-        cls, notice_fd: int, socket_fd: int, signal_number: int, grace_ns: int, /
+        cls,
+        notice_fd: int,
+        socket_fd: int,
+        signal_number: int,
+        grace_ns: int,
+        patience_ns: int,
+        /,
     ) -> Watchdog: ...
-    def add(self, limit_ns: int, told: bytes, logged: bytes, /) -> int:
+    def add(self, limit_ns: int, told: bytes, logged: bytes, on_device: bool, /) -> int:
         """Add a function, of which nothing may take longer, and return its number; 0: no limit.
 
-        *told* is the packet for producers, *logged* is for standard error.
+        *told* is the packet for producers, *logged* is for standard error. The code of a function
+        *on_device* may also wait for what lands then.
         """
     def enter(self, number: int, /) -> None:
-        """The calling thread goes into a function, for another batch; its clock begins anew.
+        """The calling thread goes into a function, or delivers its results; its clock begins anew.
 
-        Those of all others stand still until `leave`.
+        Those of all others stand still until `leave` or `done`.
         """
-    def leave(self, number: int, in_flight: bool, /) -> None:
-        """It is out again. The clock of the function goes on only if something is in flight."""
+    def leave(self, number: int, in_flight: bool, lands: bool, /) -> None:
+        """It is out again. The clock of the function goes on only if something is in flight.
+
+        What *lands* is under way on the device behind all that was left so before, and its clock
+        stands still until these are done.
+        """
     def done(self, number: int, in_flight: bool, /) -> None:
-        """The oldest batch of a function is over; its clock begins anew for another in flight."""
+        """The oldest batch of a function is over; its clock begins anew for another in flight.
+
+        The thread is out again, if it was inside.
+        """
     def accept(self) -> int:
         """Take it over to end this process; return the number of the function, -1 if none is."""
     def close(self) -> None:

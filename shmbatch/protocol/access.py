@@ -19,7 +19,6 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from ..errors import ConfigError, HandshakeError
 from .control import Credentials, peer_credentials
@@ -186,11 +185,7 @@ def _give(path: Path, gid: int) -> None:
     try:
         os.chown(path, -1, gid)
     except OSError as error:
-        _cannot_give(path, gid, error)
-
-
-def _cannot_give(path: Path, gid: int, error: OSError) -> NoReturn:
-    raise ConfigError(
-        f"cannot give '{path}' to gid {gid}, as --allow-gid wants: {error.strerror}; "
-        f"run the executor as a member of that group, or use --allow-uid"
-    ) from error
+        raise ConfigError(
+            f"cannot give '{path}' to gid {gid}, as --allow-gid wants: {error.strerror}; "
+            f"run the executor as a member of that group, or use --allow-uid"
+        ) from error

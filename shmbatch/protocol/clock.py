@@ -6,6 +6,7 @@ moves, so a stamp made by a producer means the same in the executor.
 
 from __future__ import annotations
 
+import os
 import time
 
 from ..errors import ConfigError
@@ -15,6 +16,11 @@ from ..errors import ConfigError
 FOREVER_S = 2**62 / 1e9
 
 now_ns = time.monotonic_ns
+
+
+def age_s(file: os.stat_result) -> float:
+    """Return how many seconds ago a file was written, by the clock that its stamp is of."""
+    return time.time() - file.st_mtime
 
 
 def deadline_ns(timeout: float | None) -> int | None:

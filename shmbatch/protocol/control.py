@@ -7,8 +7,8 @@ not at all. Nothing here is on the hot path.
 The peer is trusted with nothing: whatever it sends ends in a message, an `EOFError`, or a
 `ProtocolError`, and in no case in a descriptor left open here.
 
-Waiting is chosen per call. The kernel queues few messages (``net.unix.max_dgram_qlen``, 10 unless
-set otherwise), so "would block" soon means that the peer does not read.
+Waiting is chosen per call. The kernel queues what fits the sender's buffer, and fewer than 300
+messages however short they are; so "would block" means that the peer does not read.
 """
 
 from __future__ import annotations

@@ -264,6 +264,7 @@ core_set_timer_slack(PyObject *Py_UNUSED(module), PyObject *nanoseconds)
 
 static PyMethodDef core_functions[] = {
     {"set_timer_slack", core_set_timer_slack, METH_O, NULL},
+    {"close_apart", core_close_apart, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

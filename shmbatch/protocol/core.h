@@ -8,9 +8,11 @@
  *   executor.c   ExecutorRing and Inbox: the executor's ends, of one connection and one function
  *   batch.c      Batch and Phases: the rows of one batch, and how long they took
  *   watchdog.c   Watchdog, a thread that ends a process in which one execution takes too long
+ *   apart.c      how a descriptor is closed without waiting for what that takes
  *
  * Copies of RELEASE_GIL_NBYTES and more (but of a text on its way out), spinning and parking run
- * without the GIL; everything else runs under it, and that makes the private state of each object
+ * without the GIL, and so does the watchdog's thread, which shares its state under a lock of its
+ * own; everything else runs under it, and that makes the private state of each other object
  * single-threaded. Nothing allocates on the hot path but the Python objects that are returned.
  * Built against the limited API of CPython 3.11, but for a free-threaded interpreter, which has
  * none: that turns the GIL back on at import, because the module does not declare Py_mod_gil.
@@ -358,6 +360,9 @@ extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_
     watchdog_spec;
 extern PyTypeObject *executor_type, *batch_type, *phases_type; /* set at import, immortal */
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
+
+/* Of the module: apart.c. */
+PyObject *core_close_apart(PyObject *module, PyObject *descriptor);
 
 /* What ProducerRing.submit returns instead of a ticket. */
 enum { SUBMIT_FULL = -1, SUBMIT_MISFIT = -2, SUBMIT_CLOSED = -3, SUBMIT_FORKED = -4 };

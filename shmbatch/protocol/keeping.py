@@ -35,6 +35,17 @@ class NameKeeper:
         """Say whether the name is still kept: its lock file has not been removed under us."""
         return is_at(self._fd, self._path)
 
+    def socket(self) -> tuple[int, int] | None:
+        """Return which file the name's socket is; None if there is none.
+
+        Another one than before, once a successor has put its own there.
+        """
+        try:
+            found = self._path.with_suffix(".sock").lstat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
     def clear(self) -> None:
         """Remove the socket with which a successor died that had not taken the name."""
         self._path.with_suffix(ownership.NEXT).unlink(missing_ok=True)

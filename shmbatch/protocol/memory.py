@@ -30,45 +30,66 @@ _FILES = {
 def check_memory(nbytes: int) -> None:
     """Raise OSError (ENOMEM) unless this process can take *nbytes* and leave others enough.
 
-    Reads a few small files.
+    Reads a few small files: two, one for each cgroup, two more for each that has a limit.
     """
-    if nbytes > available_nbytes() - min(RESERVE_NBYTES, total_nbytes() // _RESERVE_SHARE):
+    total, available = _room()
+    if nbytes > available - min(RESERVE_NBYTES, total // _RESERVE_SHARE):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def available_nbytes() -> int:
     """Return how much can be taken now: of the machine's memory, or of a cgroup's if less."""
-    return min([_meminfo("MemAvailable"), *(left for _, left in _limits())])
+    return _room()[1]
 
 
 def total_nbytes() -> int:
     """Return how much this process may use at most: the machine's memory, or a cgroup's limit."""
-    return min([machine_nbytes(), *(limit for limit, _ in _limits())])
+    machine = machine_nbytes()
+    return min([machine, *(limit for _, _, limit in _limits(machine))])
 
 
 def machine_nbytes() -> int:
     """Return how much memory the machine has."""
-    return _meminfo("MemTotal")
+    return _machine()[0]
 
 
-def _meminfo(what: str) -> int:
+def _room() -> tuple[int, int]:
+    """Return `total_nbytes` and `available_nbytes`."""
+    total, available = _machine()
+    for version, folder, limit in _limits(total):
+        total = min(total, limit)
+        available = min(available, _left(version, folder, limit))
+    return total, available
+
+
+def _machine() -> tuple[int, int]:
+    """Return how much memory the machine has, and how much of it can be had."""
+    found = dict.fromkeys(("MemTotal", "MemAvailable"), sys.maxsize)  # if a kernel does not say
     for line in cgroups.read(MEMINFO).splitlines():
         name, _, amount = line.partition(":")
-        if name == what:
-            return int(amount.split()[0]) * 1024
-    return sys.maxsize  # a kernel that does not say
+        if name in found:
+            found[name] = int(amount.split()[0]) * 1024
+    return found["MemTotal"], found["MemAvailable"]
 
 
-def _limits() -> Iterator[tuple[int, int]]:
-    """Yield the limit of every cgroup that has one, and what is left of it."""
+def _limits(machine: int) -> Iterator[tuple[int, Path, int]]:
+    """Yield (version, folder, limit) of every cgroup that limits this process to less than that.
+
+    Version 1 has a number for no limit, too, which is larger than any machine.
+    """
     for version, folder in cgroups.folders("memory"):
-        limit_file, used_file, idle_name = _FILES[version]
-        limit = _number(cgroups.read(folder / limit_file))
-        if limit is not None:
-            used = _number(cgroups.read(folder / used_file)) or 0
-            # Of files that nobody uses: the kernel gives it up as soon as somebody wants memory.
-            idle = _number(_named(cgroups.read(folder / "memory.stat"), idle_name)) or 0
-            yield limit, max(0, limit - max(0, used - idle))
+        limit = _number(cgroups.read(folder / _FILES[version][0]))
+        if limit is not None and limit < machine:
+            yield version, folder, limit
+
+
+def _left(version: int, folder: Path, limit: int) -> int:
+    """Return what a cgroup leaves of its limit."""
+    _, used_file, idle_name = _FILES[version]
+    used = _number(cgroups.read(folder / used_file)) or 0
+    # Of files that nobody uses: the kernel gives it up as soon as somebody wants memory.
+    idle = _number(_named(cgroups.read(folder / "memory.stat"), idle_name)) or 0
+    return max(0, limit - max(0, used - idle))
 
 
 def _number(text: str) -> int | None:

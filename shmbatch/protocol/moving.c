@@ -127,7 +127,9 @@ moving_calls(producer *self, const ends *from, const uint32_t *order, uint32_t c
     return published;
 }
 
-/* move(segment, bell, wake, record, most_runs) -> int: how many calls were published again. */
+/* move(segment, bell, wake, record, most_runs) -> (int, int): how many calls were published again,
+ * and what the bell says of how their executor sleeps. It does not call *wake* itself, which is
+ * Python, where a signal handler may raise; by now the ring has moved. */
 PyObject *
 producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -211,7 +213,6 @@ producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs)
     producer_enter(self); /* what follows may run Python, and lets go of what nobody is inside */
     PyBuffer_Release(&old_bell);
     Py_DECREF(old_wake);
-    int woken = sleeping == 0 ? 0 : producer_wake(self, sleeping);
     producer_leave(self);
-    return woken != 0 ? NULL : PyLong_FromUnsignedLong(published);
+    return Py_BuildValue("II", (unsigned)published, (unsigned)sleeping);
 }

@@ -11,7 +11,9 @@
                is to be told              ----->
     failed     why it cannot serve; ends  ----->   takes it for the cause
     ready      it accepts producers       ----->
-    draining   somebody told it to stop   ----->   starts no other one
+    draining   somebody told it to stop,  ----->   starts no other one
+               or, with now, to end at
+               once
     reload     with the socket of who     ----->   forks the next one; answers there itself
                asks for it
                drain                      <-----   stop
@@ -29,8 +31,9 @@ A reload, from when the next executor has loaded. It listens then, beside the ol
     released             ----->  answers who asked
     drains, ends
 
-A side that does not read is not waited for. The supervisor's death is told by its pidfd, the
-executor's likewise: either end of the socket may be open in a child that somebody forked.
+A side that does not read is not waited for, and misses what does not fit its queue any more. The
+supervisor's death is told by its pidfd, the executor's likewise: either end of the socket may be
+open in a child that somebody forked.
 """
 
 from __future__ import annotations
@@ -71,9 +74,9 @@ class Orders:
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def say(self, kind: str, fds: Sequence[int] = (), **what: Any) -> None:
-        """Tell the supervisor, if it is there to be told."""
-        send(self._sock, {"kind": kind, **what}, fds)
+    def say(self, kind: str, fds: Sequence[int] = (), **what: Any) -> bool:
+        """Tell the supervisor, if it is there to be told, and say whether it was."""
+        return send(self._sock, {"kind": kind, **what}, fds)
 
     def notify(self, **state: Any) -> None:
         """Have a service manager be told; as what `notifier` returns."""
@@ -107,9 +110,10 @@ class Orders:
         self.supervisor.close()
 
 
-def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-    """Send a message without waiting; nothing if the other side is gone, or does not read."""
+def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+    """Send a message without waiting; False if the other side is gone, or does not read."""
     try:
         control.send(sock, message, fds, wait=False)
     except OSError:
-        pass
+        return False
+    return True

@@ -121,7 +121,7 @@ producer_drop(producer *self, uint32_t index, bool only_ready)
     return state;
 }
 
-int
+static int
 producer_wake(producer *self, uint32_t sleeping)
 {
     PyObject *wake = Py_NewRef(self->wake); /* another thread may move to the next meanwhile */
@@ -604,6 +604,7 @@ static PyGetSetDef producer_properties[] = {
 
 static PyMemberDef producer_members[] = {
     {"spins_won", T_ULONGLONG, offsetof(producer, spins_won), READONLY, NULL},
+    {"moves", T_UINT, offsetof(producer, moves), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

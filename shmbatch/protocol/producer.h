@@ -47,7 +47,6 @@ producer_forked(const producer *self)
 }
 
 void producer_put_back(producer *self, uint32_t index);
-int producer_wake(producer *self, uint32_t sleeping);
 
 /* moving.c */
 PyObject *producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs);

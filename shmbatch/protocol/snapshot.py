@@ -35,7 +35,7 @@ class FunctionCounts(TypedDict):
     in_flight: int  # calls launched and not done, now
     expired: int  # calls whose deadline passed before they were launched
     cancelled: int  # calls that their producers gave up before they were launched
-    rejected: int  # calls taken out of their batch before it ran
+    rejected: int  # calls taken out of their batch before it ran, or before it ran again
     failed: dict[str, int]  # calls by the kind of their error; without the expired ones
     batch_sizes: dict[str, dict[int, int]]  # by seal reason and size
     halved: int  # executions that failed and whose calls were run again in parts

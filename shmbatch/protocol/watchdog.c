@@ -3,8 +3,9 @@
  *   the executor's thread         the watchdog's, which needs no GIL      a thread of Python's
  *   enter, leave, done            looks every so often
  *                                 one is over its limit      -- byte -->  reads, accept()
- *                                 accepted in time: ends                  tells, logs, ends all
- *                                 else, as somebody holds the GIL:
+ *                                 accepted in time: waits                 tells, logs, ends all
+ *                                 else, as somebody holds the GIL,
+ *                                 or nothing ends in spite of that:
  *                                 tells, logs, ends all
  *
  * What is over its limit is decided here, by the clock of each entry:
@@ -13,6 +14,11 @@
  *     something in flight: what else is in flight could not be seen to be over before.
  *   - While the executor's thread is inside one function, only that one can be over its limit; the
  *     clocks of the others stand still, for nothing of theirs could be completed.
+ *   - A device does one batch after the other, in the order in which they were left to land. Of
+ *     the entries that have batches there, only that of the first one can be over its limit, and
+ *     the clocks of all begin anew with each `done` of one of them.
+ *   - The code of a function on a device may wait for what is there before it. So while the thread
+ *     is inside, it may take as long as the limits of all that say, on top of its own.
  *   - Clocks stand still while the watchdog itself is not run, as in a stopped process; it looks
  *     eight times within the shortest limit to see that.
  *
@@ -28,6 +34,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -37,6 +44,10 @@
 typedef struct {
     uint64_t limit_ns; /* 0: none */
     uint64_t since_ns; /* 0: nothing is in flight */
+    bool on_device;
+    /* The oldest and the youngest of its batches that are landing, by the order in which all were
+     * left; 0: none is. */
+    uint64_t first, last;
     PyObject *told;    /* bytes: the packet that producers get */
     PyObject *logged;  /* bytes: what stderr gets */
 } entry;
@@ -50,17 +61,20 @@ typedef struct {
     bool running;
     bool asleep;   /* for good */
     bool closing;
-    bool accepted; /* Python has taken over */
     bool entered;  /* something with a limit, since the watchdog looked last */
     unsigned count, room;
     entry *entries;
     uint64_t shortest_ns; /* of all limits */
     int inside;           /* the entry in which the executor's thread is; -1: in none */
     uint64_t inside_ns;   /* since then */
+    uint64_t ahead_ns;    /* which it may take for what was on its device then */
+    uint64_t landings;    /* so far */
     int over;             /* the entry that is over its limit; -1 */
+    uint64_t until_ns;    /* so long Python has to do something about it */
     int notice_fd;        /* gets a byte then */
     int signal_number;    /* has stacks dumped; 0: nothing does */
-    uint64_t grace_ns;    /* for Python to accept */
+    uint64_t grace_ns;    /* for Python to accept, and at the end for standard error */
+    uint64_t patience_ns; /* for Python to end the process when it has accepted */
     struct sockaddr_un name; /* of the executor's ends of its connections */
     socklen_t name_nbytes;
 } watchdog;
@@ -106,6 +120,11 @@ watchdog_tell(const watchdog *self, const char *packet, size_t nbytes)
 static int
 watchdog_look(watchdog *self, uint64_t at_ns, uint64_t *next_ns)
 {
+    uint64_t head = UINT64_MAX; /* what the device is at */
+    for (unsigned i = 0; i < self->count; i++) {
+        uint64_t first = self->entries[i].first;
+        head = first != 0 && first < head ? first : head;
+    }
     *next_ns = self->entered ? at_ns + self->shortest_ns : 0;
     self->entered = false;
     for (unsigned i = 0; i < self->count; i++) {
@@ -113,8 +132,9 @@ watchdog_look(watchdog *self, uint64_t at_ns, uint64_t *next_ns)
         if (each->limit_ns == 0 || each->since_ns == 0) {
             continue;
         }
-        uint64_t until_ns = each->since_ns + each->limit_ns;
-        bool stands = self->inside >= 0 && self->inside != (int)i;
+        bool is_inside = self->inside == (int)i;
+        bool stands = self->inside >= 0 ? !is_inside : each->first > head;
+        uint64_t until_ns = each->since_ns + each->limit_ns + (is_inside ? self->ahead_ns : 0);
         if (!stands && until_ns <= at_ns) {
             return (int)i;
         }
@@ -137,10 +157,28 @@ watchdog_wait(watchdog *self, uint64_t until_ns)
     pthread_cond_timedwait(&self->changed, &self->lock, &until);
 }
 
-/* Python does not answer: somebody holds the GIL. */
+static void
+watchdog_exit(int Py_UNUSED(number))
+{
+    _exit(1);
+}
+
+/* Python does not answer, as somebody holds the GIL, or has not come to an end. */
 static void
 watchdog_end(watchdog *self)
 {
+    /* Standard error may be a pipe that nobody reads: then what follows is cut short. */
+    struct sigaction last = {.sa_handler = watchdog_exit};
+    struct itimerval grace = {
+        .it_value = {.tv_sec = (time_t)(self->grace_ns / 1000000000u),
+                     .tv_usec = (suseconds_t)(self->grace_ns % 1000000000u / 1000u)}};
+    sigset_t unblocked;
+    sigemptyset(&unblocked);
+    sigaddset(&unblocked, SIGALRM);
+    sigaction(SIGALRM, &last, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &unblocked, NULL);
+    setitimer(ITIMER_REAL, &grace, NULL);
+
     const entry *over = &self->entries[self->over];
     watchdog_tell(self, PyBytes_AsString(over->told), (size_t)PyBytes_Size(over->told));
     watchdog_say(PyBytes_AsString(over->logged), (size_t)PyBytes_Size(over->logged));
@@ -165,12 +203,12 @@ watchdog_main(void *argument)
         uint64_t at_ns = now_ns(), next_ns;
         self->over = watchdog_look(self, at_ns, &next_ns);
         if (self->over >= 0) {
-            uint64_t until_ns = at_ns + self->grace_ns;
+            self->until_ns = at_ns + self->grace_ns;
             (void)!write(self->notice_fd, "!", 1);
-            while (!self->accepted && !self->closing && now_ns() < until_ns) {
-                watchdog_wait(self, until_ns);
+            while (!self->closing && now_ns() < self->until_ns) {
+                watchdog_wait(self, self->until_ns);
             }
-            if (!self->accepted && !self->closing) {
+            if (!self->closing) {
                 watchdog_end(self);
             }
             break;
@@ -227,20 +265,22 @@ watchdog_dealloc(watchdog *self)
         Py_DECREF(self->entries[i].logged);
     }
     free(self->entries);
-    pthread_cond_destroy(&self->changed);
-    pthread_mutex_destroy(&self->lock);
+    if (self->token == process_token()) { /* a fork's copy would wait for a thread that is not there */
+        pthread_cond_destroy(&self->changed);
+        pthread_mutex_destroy(&self->lock);
+    }
     free_self((PyObject *)self);
 }
 
-/* Watchdog(notice_fd, socket_fd, signal_number, grace_ns): starts the thread. */
+/* Watchdog(notice_fd, socket_fd, signal_number, grace_ns, patience_ns): starts the thread. */
 static PyObject *
 watchdog_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)kwargs;
     int notice_fd, socket_fd, signal_number;
-    unsigned long long grace_ns;
-    if (!PyArg_ParseTuple(args, "iiiK:Watchdog", &notice_fd, &socket_fd, &signal_number,
-                          &grace_ns)) {
+    unsigned long long grace_ns, patience_ns;
+    if (!PyArg_ParseTuple(args, "iiiKK:Watchdog", &notice_fd, &socket_fd, &signal_number,
+                          &grace_ns, &patience_ns)) {
         return NULL;
     }
     watchdog *self = new_self(type);
@@ -259,6 +299,7 @@ watchdog_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->notice_fd = notice_fd;
     self->signal_number = signal_number;
     self->grace_ns = grace_ns;
+    self->patience_ns = patience_ns;
     self->name_nbytes = sizeof(self->name);
     if (getsockname(socket_fd, (struct sockaddr *)&self->name, &self->name_nbytes) != 0) {
         Py_DECREF(self);
@@ -274,13 +315,14 @@ watchdog_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* add(limit_ns, told, logged) -> int: another function, by its number from now on. */
+/* add(limit_ns, told, logged, on_device) -> int: another function, by its number from now on. */
 static PyObject *
 watchdog_add(watchdog *self, PyObject *args)
 {
     unsigned long long limit_ns;
     PyObject *told, *logged;
-    if (!PyArg_ParseTuple(args, "KSS:add", &limit_ns, &told, &logged)) {
+    int on_device;
+    if (!PyArg_ParseTuple(args, "KSSp:add", &limit_ns, &told, &logged, &on_device)) {
         return NULL;
     }
     int number = -1;
@@ -294,8 +336,10 @@ watchdog_add(watchdog *self, PyObject *args)
         }
     }
     if (self->count < self->room) {
-        self->entries[self->count] = (entry){
-            .limit_ns = limit_ns, .told = Py_NewRef(told), .logged = Py_NewRef(logged)};
+        self->entries[self->count] = (entry){.limit_ns = limit_ns,
+                                             .on_device = on_device,
+                                             .told = Py_NewRef(told),
+                                             .logged = Py_NewRef(logged)};
         number = (int)self->count++;
         if (limit_ns > 0 && limit_ns < self->shortest_ns) {
             self->shortest_ns = limit_ns;
@@ -330,6 +374,11 @@ watchdog_enter(watchdog *self, PyObject *number)
     pthread_mutex_lock(&self->lock);
     self->inside = (int)(each - self->entries);
     self->inside_ns = each->since_ns = now_ns();
+    self->ahead_ns = 0;
+    for (unsigned i = 0; each->on_device && i < self->count; i++) {
+        const entry *other = &self->entries[i];
+        self->ahead_ns += other->limit_ns * ((other->first != 0) + (other->first != other->last));
+    }
     if (each->limit_ns > 0) {
         self->entered = true;
         if (self->asleep) {
@@ -340,31 +389,47 @@ watchdog_enter(watchdog *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
-/* leave(number, in_flight): it is out again; what it began goes on by itself, or does not. */
+/* The executor's thread is out of what it was in: clocks that have stood still go on. */
+static void
+watchdog_out(watchdog *self, uint64_t at_ns)
+{
+    for (unsigned i = 0; self->inside >= 0 && i < self->count; i++) {
+        entry *other = &self->entries[i];
+        if (self->inside != (int)i && other->since_ns != 0) {
+            uint64_t since_ns = other->since_ns + (at_ns - self->inside_ns);
+            other->since_ns = since_ns < at_ns ? since_ns : at_ns;
+        }
+    }
+    self->inside = -1;
+}
+
+/* leave(number, in_flight, lands): it is out again; what it began goes on by itself, or does not.
+ * If it lands, it is over on the device when all is that was left to land before. */
 static PyObject *
 watchdog_leave(watchdog *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 2) != 0) {
+    if (arguments(nargs, 3) != 0) {
         return NULL;
     }
     entry *each = watchdog_entry(self, args[0]);
     int in_flight = each == NULL ? -1 : PyObject_IsTrue(args[1]);
-    if (in_flight < 0) {
+    int lands = in_flight < 0 ? -1 : PyObject_IsTrue(args[2]);
+    if (lands < 0) {
         return NULL;
     }
     pthread_mutex_lock(&self->lock);
-    uint64_t took_ns = now_ns() - self->inside_ns;
-    self->inside = -1;
-    for (unsigned i = 0; i < self->count; i++) {
-        entry *other = &self->entries[i];
-        other->since_ns += other != each && other->since_ns ? took_ns : 0;
-    }
+    watchdog_out(self, now_ns());
     each->since_ns = in_flight ? each->since_ns : 0;
+    if (lands) {
+        each->last = ++self->landings;
+        each->first = each->first ? each->first : each->last;
+    }
     pthread_mutex_unlock(&self->lock);
     Py_RETURN_NONE;
 }
 
-/* done(number, in_flight): the oldest batch is over; another one is in flight, or none is. */
+/* done(number, in_flight): the oldest batch is over; another one is in flight, or none is. The
+ * thread is out again, if it went in to deliver results. */
 static PyObject *
 watchdog_done(watchdog *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -377,7 +442,15 @@ watchdog_done(watchdog *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     pthread_mutex_lock(&self->lock);
-    each->since_ns = in_flight ? now_ns() : 0;
+    uint64_t at_ns = now_ns();
+    watchdog_out(self, at_ns);
+    for (unsigned i = 0; each->first != 0 && i < self->count; i++) {
+        entry *other = &self->entries[i];
+        other->since_ns = other->first != 0 ? at_ns : other->since_ns;
+    }
+    each->since_ns = in_flight ? at_ns : 0;
+    each->last = in_flight ? each->last : 0;
+    each->first = each->last;
     pthread_mutex_unlock(&self->lock);
     Py_RETURN_NONE;
 }
@@ -388,7 +461,7 @@ watchdog_accept(watchdog *self, PyObject *Py_UNUSED(ignored))
 {
     pthread_mutex_lock(&self->lock);
     int over = self->over;
-    self->accepted = over >= 0;
+    self->until_ns = now_ns() + self->patience_ns; /* by then this process is to be over */
     pthread_cond_signal(&self->changed);
     pthread_mutex_unlock(&self->lock);
     return PyLong_FromLong(over);

@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,116 +25,15 @@ import msgspec
 import pytest
 
 import shmbatch
-from shmbatch.contract.batching import BatchParameters
-from shmbatch.contract.definition import Definition
 from shmbatch.executor import control as executor_control
-from shmbatch.executor.control import Connection, Control
-from shmbatch.executor.loop import Loop
-from shmbatch.executor.poller import Poller
-from shmbatch.executor.served import ServedFunction
-from shmbatch.executor.staging.devices import Cpu
+from shmbatch.executor.connection import Connection
+from shmbatch.executor.control import Control
 from shmbatch.protocol import PROTOCOL_VERSION, control, layout, snapshot
-from shmbatch.protocol._core import DRAINING, EXPELLED, PARKED, Bell
-from shmbatch.protocol.directory import socket_path
-from shmbatch.protocol.transport import executor_transport, producer_transport
+from shmbatch.protocol._core import DRAINING, EXPELLED, PARKED, REPLACED, Bell
+from shmbatch.protocol.transport import producer_transport
 from tests import processes, rings
+from tests.executor.talking import NAME, SLOTS, Executor, Raw, attach, serving, shut
 from tests.processes import PATIENCE_S
-
-NAME = "control"
-SLOTS = 16
-
-
-def attach(**fields: Any) -> dict[str, Any]:
-    """What a producer of function `add` says first."""
-    return {
-        "kind": "attach",
-        "version": layout.VERSION,
-        "function": "add",
-        "signature": None,
-    } | fields
-
-
-class Executor:
-    """An executor that serves `add`, on threads of this process."""
-
-    def __init__(self, transport: str, supervisor_fd: int | None) -> None:
-        self.path = socket_path(NAME)
-        self.stops: queue.Queue[bool] = queue.Queue()
-        self.transport = executor_transport(transport)
-        self.poller = Poller(self.transport, "park")
-        self.function = ServedFunction(
-            Definition(
-                "add",
-                lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
-                rings.ADD,
-                BatchParameters(4, 0),
-                SLOTS,
-            ),
-            f"{NAME}.add",
-            Cpu(),
-            None,
-            self.transport.max_capacity,
-        )
-        self.loop = Loop(
-            [self.function], self.poller, None, lambda each: self.control.disconnect(each)
-        )
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(str(self.path))
-        self.listener.listen(512)
-        self.control = Control(
-            self.listener,
-            NAME,
-            {"add": self.function},
-            self.transport,
-            self.loop,
-            self.poller,
-            self.stops.put,
-            supervisor_fd,
-        )
-        self.thread = threading.Thread(target=self.loop.run)
-        self.control.start()
-        self.thread.start()
-
-    def call(self, what: Callable[[], None]) -> None:
-        """Have something done by the loop's thread, and wait for that."""
-        done = threading.Event()
-
-        def command() -> None:
-            what()
-            done.set()
-
-        self.loop.post(command)
-        assert done.wait(PATIENCE_S)
-
-    def serves(self) -> None:
-        """A producer that behaves gets its results, and whoever asks gets an answer."""
-        add = shmbatch.connect(f"{NAME}.add", timeout=0)
-        assert [add.remote(x, 1) for x in range(5)] == [1, 2, 3, 4, 5]
-        assert shmbatch.statistics(NAME)["functions"]["add"]["producers"] >= 1
-
-    def close(self) -> None:
-        processes.hang_up()
-        if not self.control._closing:  # it has hung up on everybody
-            processes.wait_until(lambda: not self.control._watched, "everybody is gone")
-        self.loop.post(self.loop.drain)
-        self.thread.join(PATIENCE_S)
-        assert not self.thread.is_alive()
-        while self.loop._commands:  # of those who left after its end
-            self.loop._commands.popleft()()
-        self.control.close()
-        self.function.close()
-        self.poller.close()
-        self.transport.close()
-        self.path.unlink()
-
-
-@contextmanager
-def serving(supervisor_fd: int | None = None) -> Iterator[Executor]:
-    executor = Executor(os.environ["SHMBATCH_TRANSPORT"], supervisor_fd)
-    try:
-        yield executor
-    finally:
-        executor.close()
 
 
 @pytest.fixture(autouse=True)
@@ -149,75 +48,6 @@ def nothing_logged_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def executor(nothing_logged_is_kept: None) -> Iterator[Executor]:
     with serving() as executor:
         yield executor
-
-
-class Raw:
-    """A producer that says what the test has it say."""
-
-    def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(PATIENCE_S)
-        try:
-            self.sock.connect(str(socket_path(NAME)))
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        self.send_bytes(msgspec.msgpack.encode(message), fds)
-
-    def send_bytes(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        rights = struct.pack(f"{len(fds)}i", *fds)
-        self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
-
-    def hear(self, max_fds: int = 0) -> tuple[dict[str, Any], list[int]]:
-        return control.receive(self.sock, max_fds)
-
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.send(message)
-        return self.hear()[0]
-
-    def producers(self) -> int:
-        """Ask how many producers are attached."""
-        self.send({"kind": "statistics"})
-        reply, fds = self.hear(1)
-        assert reply == {"kind": "statistics"}
-        try:
-            return snapshot.load(fds[0])["functions"]["add"]["producers"]
-        finally:
-            shut(fds)
-
-    def attach(self) -> tuple[dict[str, Any], list[int]]:
-        """Attach as far as the welcome, and return that with its descriptors."""
-        self.send(attach())
-        welcome, fds = self.hear(4)
-        assert welcome["kind"] == "welcome"
-        return welcome, fds
-
-    def asks_until_hung_up_on(self) -> Iterator[None]:
-        """Ask for statistics and read no answer, again and again."""
-        try:
-            while True:
-                self.send({"kind": "statistics"})
-                yield
-        except ConnectionError:
-            pass
-
-    def is_hung_up_on(self) -> None:
-        """Wait until the executor has closed the connection, everything it said being read."""
-        with pytest.raises(EOFError):
-            self.hear()
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.sock.close()
-
-
-def shut(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -567,24 +397,38 @@ def test_a_fault_of_whoever_is_told_to_stop_ends_nothing(
 # ---- who says nothing ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["connected", "asked", "welcomed"])
+@pytest.mark.parametrize("stage", ["connected", "asked"])
 def test_who_says_nothing_for_too_long_is_hung_up_on_with_the_reason(
     executor: Executor, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     executor.serves()
     monkeypatch.setattr(executor_control, "SILENCE_NS", 20_000_000)
-    fds: list[int] = []
     with Raw() as raw:
         if stage == "asked":
             raw.producers()
-        elif stage == "welcomed":
-            _, fds = raw.attach()
         reply, _ = raw.hear()
         assert (reply["kind"], reply["error"]) == ("refused", "HandshakeError")
         assert reply["message"] == "said nothing for 0.02 seconds"
         raw.is_hung_up_on()
+    executor.serves()
+
+
+def test_who_does_not_take_its_welcome_is_let_go_and_not_blamed(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor.serves()
+    caplog.set_level(logging.INFO, "shmbatch.executor")
+    monkeypatch.setattr(executor_control, "SILENCE_NS", 20_000_000)
+    with Raw() as raw:
+        _, fds = raw.attach()
+        raw.is_hung_up_on()
     shut(fds)
     processes.wait_until(lambda: executor.function.inbox.count == 1, "it is detached")
+    admission = shmbatch.statistics(NAME)["admission"]
+    assert (admission["refused"], admission["expelled"]) == (0, 0)
+    assert said(caplog, logging.INFO)[-1] == (
+        f"producer {os.getpid()} of control.add did not take its welcome for 0.02 s"
+    )
     executor.serves()
 
 
@@ -913,16 +757,31 @@ def test_once_it_refuses_nobody_gets_in_and_who_is_in_stays(executor: Executor) 
         early.send(attach())
         early.is_hung_up_on()
     # The thread closes it after it has heard everybody; who comes until then is hung up on.
-    processes.wait_until(lambda: executor.control._listener.fileno() < 0, "nobody can connect")
+    processes.wait_until(lambda: executor.control._entrance.fileno() < 0, "nobody can connect")
     with pytest.raises(ConnectionRefusedError):
         Raw()
     assert add.remote(1, 2) == 3
 
 
+def test_one_that_is_replaced_says_so_also_when_it_is_told_to_drain_then(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = executor.transport.create
+
+    def creates(nbytes: int, capacity: int) -> Any:
+        executor.control.refuse(REPLACED)
+        executor.control.refuse()
+        return create(nbytes, capacity)
+
+    monkeypatch.setattr(executor.transport, "create", creates)
+    connection = shmbatch.connect(f"{NAME}.add", timeout=0).connect()
+    assert connection.ring.status == REPLACED
+
+
 # ---- what is said last -----------------------------------------------------------------------
 
 WHY = "CUDA error: an illegal memory access was encountered (AcceleratorError) in control.add"
-DIED = rf"died: {re.escape(WHY)}; calls that it had taken may or may not have run$"
+DIED = rf"died: {re.escape(WHY)}; it had not taken this call$"
 
 
 def dies(executor: Executor) -> None:
@@ -1149,7 +1008,7 @@ def test_last_words_that_are_none_break_nobody(
         says()
     with pytest.raises(
         shmbatch.errors.ExecutorGone,
-        match=r"died; calls that it had taken may or may not have run$",
+        match=r"died; it had not taken this call$",
     ):
         connection.is_attended()
 

@@ -899,6 +899,7 @@ def in_the_loop(
     body: Callable[..., Any] = doubled,
     *,
     slow_ms: float | None = None,
+    beside: Sequence[Plan] = (),
     **options: Any,
 ) -> World:
     """Return a world with a fake GPU; where *slow_ms* is given, the loop need not wait for it."""
@@ -914,7 +915,7 @@ def in_the_loop(
     definition = partial(Definition, **options)
     with mock.patch.object(worlds, "Definition", definition):
         world = World(
-            plan,
+            *(plan, *beside),
             device=Cuda(gpu),
             signature=vectors(),
             body=body,

@@ -782,6 +782,44 @@ def test_batches_on_a_device_are_waited_for_when_draining() -> None:
     assert launched_ms == [0, 0]
 
 
+def test_when_draining_a_device_keeps_no_other_function_waiting() -> None:
+    device = Timed()
+
+    async def body(stack: Any) -> Any:
+        if stack[0, 0] >= 0:
+            return Doubling(stack)  # on the device it takes 10 ms
+        over = world.events.create_future()  # type: ignore[union-attr]
+        world.at(world.now_ns + 3 * MS, lambda: over.set_result(None))
+        await over
+        return stack * 2
+
+    plan = Plan(max_batch_size=1, wait_ns=0, is_async=True)
+    world = World(
+        *(plan, plan),
+        device=[device, Cpu()],
+        signature=VECTORS,
+        body=body,
+        watch=lambda landing: world.at(landing.at_ns, world.wake),
+    )
+    world.strict, device.world = False, world
+    calls = submit_vectors(world, 1)
+    world.at(START_NS, lambda: world.producers[1].submit(values=(np.array([-1.0, 0.5]),)))
+    world.at(START_NS + MS, world.drain)
+    completed_ms: dict[int, int] = {}
+
+    def completing(number: int, complete: Callable[[], Any]) -> Any:
+        completed_ms[number] = (world.now_ns - START_NS) // MS
+        return complete()
+
+    for number, function in enumerate(world.functions):
+        function.complete = partial(completing, number, function.complete)  # type: ignore[method-assign]
+
+    finish(world)
+
+    assert doubled(calls)
+    assert completed_ms == {0: 10, 1: 3}
+
+
 def test_what_a_suspended_function_returns_is_not_slept_for_either() -> None:
     async def body(stack: Any) -> Any:
         await asyncio.sleep(0)
@@ -1177,6 +1215,24 @@ class Rude:
         raise LookupError("look away")
 
 
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__", "__mro__"):
+            raise SystemExit(name)
+        return super().__getattribute__(name)
+
+
+class Odd(Exception, metaclass=Nameless):
+    """An error of which one may ask nothing at all."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
 class Liar(list[int]):
     def __len__(self) -> int:
         return 1
@@ -1193,6 +1249,7 @@ class Liar(list[int]):
         (lambda: (_ for _ in ()).throw(SystemExit(3)), "SystemExit"),
         (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "KeyboardInterrupt"),
         (lambda: next(iter(())), "StopIteration"),
+        (lambda: (_ for _ in ()).throw(Odd()), "SystemExit while it was described"),
         (lambda: None, "BatchResultError"),
         (lambda: [1, 2], "BatchResultError"),
         (Rude, "LookupError"),

@@ -93,7 +93,7 @@ class AnyHistory(RuleBasedStateMachine):
     @invariant()
     def it_is_a_size_of_a_batch(self) -> None:
         assert 1 <= self.limit.limit <= 24
-        assert PATIENCE <= self.limit._patience <= PATIENCE_MAX
+        assert PATIENCE <= self.limit._state.patience <= PATIENCE_MAX
 
 
 TestAnyHistory = AnyHistory.TestCase
@@ -133,7 +133,8 @@ def test_torch_is_known_by_the_path_of_its_class() -> None:
     derived = type("Mine", (of_torch,), {})
     for each in (MemoryError, of_torch, of_old, derived):
         assert is_out_of_memory(each("no room"))
-    for other in (OutOfMemoryError("a user's own"), RuntimeError("CUDA out of memory")):
+    odd = type("Odd", (Exception,), {"__module__": [], "__class__": property(int)})
+    for other in (OutOfMemoryError("a user's own"), RuntimeError("CUDA out of memory"), odd()):
         assert not is_out_of_memory(other)
 
 
@@ -213,9 +214,72 @@ def test_an_input_that_is_too_large_by_itself_gets_the_error_alone() -> None:
         assert [each for each in outcomes if isinstance(each, int)] == [
             3 * x for x in range(660, 676) if x != 666
         ]
+        assert simulation.functions[0].counts(1)["memory_limit"] is None
         memory.sizes.clear()
         made(simulation, range(16))
         assert memory.sizes == [16]
+        # Alone it sets no limit either, and one that was set before it leaves as it was.
+        made(simulation, range(666, 667))
+        assert simulation.functions[0].counts(1)["memory_limit"] is None
+        assert not simulation.functions[0].retries.active
+        memory.room = 5
+        made(simulation, range(16))
+        made(simulation, range(664, 668))
+        assert simulation.functions[0].counts(1)["memory_limit"] == 4
+
+
+@given(st.integers(2, 16), st.integers(0, 15))
+@settings(max_examples=40, deadline=None)
+def test_such_an_input_costs_no_more_when_it_comes_again_and_again(size: int, at: int) -> None:
+    memory = Memory(16)
+    with Simulation(batched(memory.function(), idempotent=True)) as simulation:
+        ran: list[list[int]] = []
+        for _ in range(4):
+            made(simulation, range(666 - at % size, 666 - at % size + size))
+            ran.append(memory.sizes.copy())
+            memory.sizes.clear()
+        assert ran == 4 * [ran[0]]
+        made(simulation, range(16))
+        assert memory.sizes == [16]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "room", "tried"),
+    [
+        ((1, 8, 16), 4, [16, 8, *8 * [1], 8, *8 * [1]]),  # again after PATIENCE full ones
+        ((1, 2, 3, 4, 8, 12, 16), 4, [16, 8, *4 * [4]]),
+        ((6, 8, 12, 16), 7, [16, 8, 6, 2, 6, 2]),
+        ((12, 16), 12, [16, 12, 4]),
+        ((16,), 16, [16]),
+    ],
+)
+def test_of_allowed_sizes_no_two_are_tried_that_take_the_same_room(
+    sizes: tuple[int, ...], room: int, tried: list[int]
+) -> None:
+    ran: list[int] = []
+
+    def padded(xs: list[int]) -> list[int]:
+        ran.append(len(dict.fromkeys(xs)))
+        if len(xs) > room:
+            raise MemoryError
+        return xs
+
+    function = batched(padded, idempotent=True, batch_sizes=sizes)
+    with Simulation(function) as simulation:
+        assert made(simulation, range(16)) == list(range(16))
+        assert ran == tried
+        room = 16
+        for _ in range(10 * PATIENCE):
+            made(simulation, range(16))
+        assert simulation.functions[0].counts(1)["memory_limit"] is None
+
+
+def test_below_the_smallest_allowed_size_the_input_to_blame_is_still_found() -> None:
+    memory = Memory(8)
+    function = batched(memory.function(), max_batch_size=8, idempotent=True, batch_sizes=(8,))
+    with Simulation(function) as simulation:
+        outcomes = made(simulation, range(664, 672))
+    assert [type(each) for each in outcomes] == [int, int, MemoryError, *5 * [int]]
 
 
 def test_memory_that_runs_out_while_staging_is_met_by_halving_for_any_function() -> None:

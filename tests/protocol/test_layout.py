@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shmbatch.contract.batching import MAX_SLOTS, slot_capacity
-from shmbatch.executor.limits import PRODUCER_NBYTES
+from shmbatch.executor.room import PRODUCER_NBYTES
 from shmbatch.protocol import _core, layout
 from tests.rings import Served, Wire
 

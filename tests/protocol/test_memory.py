@@ -92,6 +92,28 @@ def test_version_1_has_other_names_for_the_same(machine: Machine) -> None:
     assert mib() == (300, 150)
 
 
+def test_nothing_is_read_twice_nor_what_a_group_without_a_limit_uses(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever attaches waits for it, and the kernel may have to add up for ``memory.stat``."""
+    machine(
+        "0::/a\n4:memory:/b\n",
+        {**version_2("a", 900 * MIB, 0), "memory/b/memory.limit_in_bytes": 2**63 - 4096},
+    )
+    files: list[str] = []
+    read = cgroups.read
+
+    def noted(path: Path) -> str:
+        files.append("/".join(path.parts[-2:]))
+        return read(path)
+
+    monkeypatch.setattr(cgroups, "read", noted)
+    memory.check_memory(1)
+    assert len(files) == len(set(files))
+    assert {"a/memory.stat", "b/memory.limit_in_bytes"} <= set(files)
+    assert not {"b/memory.usage_in_bytes", "b/memory.stat"} & set(files)
+
+
 def test_a_segment_that_does_not_fit_is_refused_before_it_is_made(machine: Machine) -> None:
     """So that an eighth is left for functions to run in."""
     machine("0::/a\n", version_2("a", 320 * MIB, 100 * MIB))

@@ -256,7 +256,7 @@ def test_a_keeper_does_not_remove_what_somebody_owns(home: Path) -> None:
         owner.finish()
 
 
-def test_who_succeeds_a_live_owner_leaves_its_socket_to_be_replaced(home: Path) -> None:
+def test_who_succeeds_a_killed_owner_leaves_its_socket_to_be_replaced(home: Path) -> None:
     with Other(OWNER, "sums") as owner:
         assert owner.line() == "claimed"
         owner.process.kill()

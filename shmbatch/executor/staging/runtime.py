@@ -230,7 +230,10 @@ class TorchRuntime:
 
     def is_lost(self, error: BaseException) -> bool:
         # Most errors are the function's own; only those of CUDA are worth a question to it.
-        if not isinstance(error, RuntimeError) or "CUDA error" not in str(error):
+        try:
+            if not issubclass(type(error), RuntimeError) or "CUDA error" not in str(error):
+                return False
+        except BaseException:  # a class of the user's
             return False
         try:
             self.synchronize()

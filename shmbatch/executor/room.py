@@ -27,7 +27,7 @@ _DESCRIPTORS_OWN = 128  # for the executor itself, and for what the functions op
 
 
 @dataclass(frozen=True)
-class Limits:
+class Quotas:
     """What all producers may have together, and each of them; None for what fits the machine."""
 
     producers: int | None = None
@@ -51,7 +51,7 @@ def _taken(descriptors: int) -> int:
 
 
 class Room:
-    """What is left of the limits; `left` may be called from any thread.
+    """What is left of the quotas; `left` may be called from any thread.
 
     Args:
         app: the name that is served, for messages.
@@ -60,22 +60,22 @@ class Room:
         ConfigError: this process may not open as many descriptors as the producers need.
     """
 
-    def __init__(self, limits: Limits, app: str) -> None:
+    def __init__(self, quotas: Quotas, app: str) -> None:
         self._app = app
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.strangers_max = strangers_within(descriptors)
         taken = _taken(descriptors)
         most = producers_within(descriptors)
-        if limits.producers is not None and limits.producers > most:
+        if quotas.producers is not None and quotas.producers > most:
             raise ConfigError(
-                f"--max-producers {limits.producers} needs "
-                f"{taken + _DESCRIPTORS_EACH * limits.producers} descriptors and this process may "
+                f"--max-producers {quotas.producers} needs "
+                f"{taken + _DESCRIPTORS_EACH * quotas.producers} descriptors and this process may "
                 f"open {descriptors}; raise `ulimit -n`, or use --max-producers {most}"
             )
         self.producers_max = min(PRODUCERS_MAX, most)
-        if limits.producers is not None:
-            self.producers_max = limits.producers
-        self.nbytes_max = total_nbytes() // 2 if limits.nbytes is None else limits.nbytes
+        if quotas.producers is not None:
+            self.producers_max = quotas.producers
+        self.nbytes_max = total_nbytes() // 2 if quotas.nbytes is None else quotas.nbytes
         self._inside: set[Hashable] = set()
         self._nbytes = 0
         self._freed: deque[int] = deque()  # appended by whichever thread drops the last use
