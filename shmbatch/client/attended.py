@@ -78,6 +78,7 @@ class Attended:
         self.is_orphaned = False
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
+        self.nbytes = len(line.transport.memory)
         self._error_nbytes = where.error_nbytes
         self._is_idempotent: bool = welcome["idempotent"]
         transport = line.transport
@@ -126,7 +127,7 @@ class Attended:
         if not self.dead:
             return not self.is_orphaned  # it may have gone over meanwhile
         if ticket is None:
-            raise self.gone(was_taken=True)
+            raise self.gone(was_taken=False)
         state = self.ring.state(ticket)
         if state in (READY, TAKEN):
             raise self.gone(was_taken=state != READY)
@@ -170,11 +171,11 @@ class Attended:
                 *(self.address, line.executor_pid, _because(line.cause)),
             )
         else:
-            self.give_up(None)
+            self.give_up(line, None)
 
-    def give_up(self, refusal: str | None) -> None:
-        """Note that no executor will come, or none that can take the calls, and why not."""
-        if self.dead:
+    def give_up(self, line: Line, refusal: str | None) -> None:
+        """Note that nobody comes after the executor of *line*, or nobody who fits, and why not."""
+        if self.dead or line is not self.line:
             return
         self._refusal = refusal
         self.dead = True
@@ -189,28 +190,41 @@ class Attended:
         """Help the successor of a dead executor to come; see `Succession.help`."""
         self._succession.help(self, timeout_ns)
 
-    def move(self, line: Line, welcome: dict[str, Any]) -> None:
-        """Go over to the executor at the other end of *line*, with the calls that there are.
+    def move(self, before: Line, line: Line, max_batch_size: int, is_idempotent: bool) -> None:
+        """Go over with all calls from *before*, whose executor is dead, to that of *line*.
 
-        Its welcome offers a segment of the same layout. The executor before is dead.
+        It offers memory of the same layout. Whatever a signal handler does or raises meanwhile,
+        afterwards `line` is that of the executor which has the calls.
+
+        Raises:
+            EOFError: the connection has gone over, or is closed, already.
         """
-        before = self.line
         record = pack_exception(self.gone(was_taken=True), self._error_nbytes, trace=False)
-        again = self.ring.move(
-            line.transport.memory,
-            line.transport.bell_memory,
-            line.wake,
-            record,
-            _RUNS_MAX if self._is_idempotent else 1,
-        )
-        self.line = line
-        self.max_batch_size = welcome["max_batch_size"]
-        self._is_idempotent = welcome["idempotent"]
-        self.is_orphaned = False
+        most_runs = _RUNS_MAX if self._is_idempotent else 1
+        transport = line.transport
+        there = (transport.memory, transport.bell_memory, line.wake, record, most_runs)
+        moves = self.ring.moves
+        # Signal handlers and other threads run after calls; up to the ring's move there is none.
+        if self.dead or self.line is not before:
+            raise EOFError  # hung up, or a signal handler's call was faster
+        try:
+            self.line, self.is_orphaned = line, False
+            again, asleep = self.ring.move(*there)
+        finally:
+            if self.ring.moves == moves:
+                self.line, self.is_orphaned = before, True
+            else:
+                self._moved(before, max_batch_size, is_idempotent)
+        if asleep:
+            line.wake(asleep)
         say(
             *(INFO, "'%s' is served by process %d now, %d calls were sent again"),
             *(self.address, line.executor_pid, again),
         )
+
+    def _moved(self, before: Line, max_batch_size: int, is_idempotent: bool) -> None:
+        self.max_batch_size = max_batch_size
+        self._is_idempotent = is_idempotent
         if self.listener is None:
             before.close_descriptors()
         else:
@@ -226,17 +240,18 @@ class Attended:
     def gone(self, *, was_taken: bool) -> ShmbatchError:
         line, status = self.line, self.ring.status
         who = f"executor of '{self.address}' (process {line.executor_pid})"
+        ran = "calls that it had taken may or may not have run"
+        if not was_taken:
+            ran = "it had not taken this call"
         if self._refusal is not None:
             return ExecutorGone(f"{who} died, and calls cannot go to the next: {self._refusal}")
         if status == EXPELLED:
             return ProtocolError(
                 f"{who} has disconnected this process, which broke the protocol or overwrote "
-                f"the shared memory; calls that it had taken may or may not have run"
+                f"the shared memory; {ran}"
             )
         if line.cause is not None:
-            return ExecutorGone(
-                f"{who} died: {line.cause}; calls that it had taken may or may not have run"
-            )
+            return ExecutorGone(f"{who} died: {line.cause}; {ran}")
         if status == CLOSED and not was_taken:
             return ExecutorClosed(f"{who} had stopped before it took this call")
         if status not in (OPEN, REPLACED) and not was_taken:
@@ -244,7 +259,7 @@ class Attended:
         given_up = line.supervisor.cause() if self.dead and line.supervisor else None
         if given_up is not None:
             return ExecutorGone(f"{who} died, and {given_up}")
-        return ExecutorGone(f"{who} died; calls that it had taken may or may not have run")
+        return ExecutorGone(f"{who} died; {ran}")
 
     def say_goodbye(self) -> None:
         """Tell the executor that the end of this connection will be no accident."""
@@ -252,17 +267,18 @@ class Attended:
 
     def close(self) -> None:
         """Hang up; calls still pending are dropped by the executor. Idempotent."""
-        lost, line = self.dead, self.line
+        lost = self.dead
         if not lost:
-            line.read()  # who asks for a call later is told why the executor died, if it has
+            self.line.read()  # who asks for a call later is told why the executor died, if it has
         self.dead = True
         self.is_orphaned = False
+        line = self.line  # for good: a dead connection does not move
+        self._succession.leave()
         for handle in list(self.handles):
             handle.forget(self)  # or the memory would stay mapped for as long as the handle is
         if self.ring.forked:
             line.close_descriptors()  # copies of the parent's
             return
-        self._succession.leave()
         if not lost:
             say(DEBUG, "hung up on '%s' (process %d)", self.address, line.executor_pid)
         line.hang_up()

@@ -120,7 +120,10 @@ class FunctionCall:
         if not self._settle(self._connection.spinning.spin_ns):
             self._wait(deadline_after(timeout), timeout)
         if self._state == _ERROR:
-            raise self._outcome
+            try:
+                raise self._outcome
+            finally:
+                del self  # or the error, whose traceback has this frame, would keep itself alive
         return self._outcome
 
     @staticmethod
@@ -248,7 +251,7 @@ class FunctionCall:
         try:
             self._limits = self._connection.lapse(self._ticket, self._limits)
         except DeadlineExceeded as error:
-            self._settle_as(_ERROR, error)
+            self._settle_as(_ERROR, error.with_traceback(None))
         except CallTimeout as error:
             self._withdraw(error)
         except ValueError:
@@ -266,7 +269,7 @@ class FunctionCall:
             state = self._connection.withdraw(self._ticket)
         except ValueError:
             return False  # another thread got the outcome just now
-        self._settle_as(_ERROR, error)
+        self._settle_as(_ERROR, error.with_traceback(None))  # the frames in there have the call
         return state == CANCELLED
 
     def _settle_as(self, state: int, outcome: Any) -> None:

@@ -17,7 +17,7 @@ from . import mapping
 from .attended import Attended
 from .call import FunctionCall
 from .connection import Connection, Forked, Replaced, Unfinished
-from .handshake import ANSWER_S, DECORATED
+from .handshake import ANSWER_S, DECORATED, answer_within
 from .limits import UNLIMITED, Limits, check, limits_from_now
 from .pool import connection_to
 from .verbs import verb
@@ -82,26 +82,52 @@ class Function:
         self._starter = starter
         self._connection: Connection | None = None
 
+    def live(self) -> Connection | None:
+        """Return the connection that calls are made over; None if there is none to be used."""
+        connection = self._connection
+        if connection is None or connection.dead or connection.ring.forked:
+            return None
+        return connection
+
     def connect(
-        self, timeout: float | None = 0, *, answer_s: float = ANSWER_S, served: bool = False
+        self,
+        timeout: float | None = 0,
+        *,
+        answer_s: float | None = None,
+        served: bool = False,
+        limits: Limits | None = None,
+        once: bool = False,
     ) -> Connection:
         """Return a live connection, waiting up to *timeout* seconds for an executor.
 
-        One that is there is given *answer_s* to answer, if that is longer. Where an executor has
-        died and another one is about to come, calls may be made at once, and wait for it, or this
-        waits, as long as calls may; unless the connection is to be *served* in time.
+        Where an executor has died and another one is about to come, calls may be made at once,
+        and wait for it, or this waits, as long as a call may with *limits*, by default with those
+        of one made now; unless the connection is to be *served* in time.
+
+        Args:
+            answer_s: what an executor that is there is given to answer, if that is longer; by
+                default up to ten seconds, as long as a call may wait, but a second at least.
+            once: raise where else this would wait as long as a call may.
 
         Raises:
             ExecutorNotFound, HandshakeError: as `shmbatch.connect`.
         """
-        connection = self._connection
-        if connection is None or connection.dead or connection.ring.forked:
+        connection = self.live()
+        if connection is None:
             if self._is_served_here():
                 raise ConfigError(
                     f"'{self.address}' is called inside its own executor, which would wait for "
                     f"itself; call .local(...) with lists there"
                 )
             deadline = deadline_after(timeout)
+            until_ns = (limits or self._limits_from_now()).next_ns
+            patience_s = ANSWER_S if served else answer_within(until_ns)
+            if answer_s is not None:
+                patience_s = answer_s
+            if once:
+                until_ns = 0
+            elif served:
+                until_ns = deadline
 
             def connect() -> Connection:
                 return connection_to(
@@ -111,8 +137,8 @@ class Function:
                     arrays=self._arrays,
                     wait=self._wait,
                     batching=self._batching,
-                    answer_s=answer_s,
-                    kept_ns=deadline if served else deadline_after(self._timeout),
+                    answer_s=patience_s,
+                    kept_ns=until_ns,
                     served=served,
                 )
 
@@ -155,7 +181,9 @@ class Function:
         Args:
             timeout: seconds that a caller waits for a slot and for the result; then it gets
                 `RingFull` or `CallTimeout`, and the call is abandoned: not launched it never
-                runs, launched its result is dropped. None waits for ever.
+                runs, launched its result is dropped. None waits for ever. A call that has to
+                connect first waits no longer for that either, but an executor that is there is
+                given a second to answer.
             deadline_ms: milliseconds from the call until it must have been launched; else it
                 never runs, and its caller gets `DeadlineExceeded`, then and not later. Nothing
                 happens to a call that was launched in time. None for no deadline.
@@ -303,7 +331,7 @@ class Function:
     ) -> tuple[Connection, int]:
         """Submit what the core did not take at once."""
         while True:
-            connection = self.connect()
+            connection = self.connect(limits=limits)
             values = args
             if kwargs:  # anew: the parameters of another executor may have another order
                 values = connection.signature.bind(args, kwargs, str(self.address))
@@ -322,11 +350,11 @@ class Function:
         limits: Limits,
     ) -> tuple[Connection, int]:
         while True:
-            connection = self._connection
-            if connection is None or connection.dead or connection.ring.forked:
-                import asyncio
+            connection = self.live()
+            if connection is None:
+                from .arriving import connected  # which needs asyncio
 
-                connection = await asyncio.to_thread(self.connect)
+                connection = await connected(self, limits)
             values = connection.signature.bind(args, kwargs, str(self.address))
             try:
                 while True:

@@ -51,7 +51,7 @@ def greet(
 def answered(address: names.Address, sock: socket.socket) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Receive the answer, and confirm on leaving that its offer was taken.
 
-    *sock* is the line's from then on, unless this raises.
+    *sock* is the line's from then on; if this raises, the line is closed.
 
     Raises:
         HandshakeError: the executor refuses, or the answer is malformed.
@@ -73,6 +73,7 @@ def answered(address: names.Address, sock: socket.socket) -> Iterator[tuple[Line
             raise
         try:
             yield line, reply
+            control.send(sock, {"kind": "attached"})
         except BaseException:
             line.close_descriptors()
             raise
@@ -86,7 +87,6 @@ def answered(address: names.Address, sock: socket.socket) -> Iterator[tuple[Line
     finally:
         for fd in fds:
             os.close(fd)
-    control.send(sock, {"kind": "attached"})
 
 
 def refusal(reply: dict[str, Any]) -> Exception:

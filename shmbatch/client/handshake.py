@@ -16,6 +16,7 @@ from .connection import Connection
 from .greeting import answered, greet
 
 ANSWER_S = 10.0  # an executor that is there is given at least this long to answer
+_LATE_ANSWER_S = 1.0  # and this long, however late it is for who asks
 DECORATED = OtherBatching()  # nothing other than what the function is decorated with
 _KNOCK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # between attempts to connect
 
@@ -110,6 +111,13 @@ def _connect(
         except BaseException:
             sock.close()
             raise
+
+
+def answer_within(until_ns: int | None) -> float:
+    """Return how long an executor may take to answer somebody who has until *until_ns*."""
+    if until_ns is None:
+        return ANSWER_S
+    return max(_LATE_ANSWER_S, min(ANSWER_S, (until_ns - now_ns()) / 1e9))
 
 
 def _found_at(path: Path) -> tuple[int, int] | None:

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from ..protocol.supervision import Supervisor
 
 _PACKETS_MAX = 1024  # more than a socket's buffer holds; somebody may send without an end
-# An executor's socket ends a moment before its process does; after this it has merely hung up. If
-# it has said why it dies, it may take its time.
-_DYING_NS = 1_000_000_000
-_DYING_WITH_A_CAUSE_NS = 10_000_000_000
+# An executor's socket ends before its process does, which has exit handlers to run and perhaps a
+# device to let go of; after this it has merely hung up.
+_DYING_NS = 10_000_000_000
 
 
 class Line:
-    """A live line; made by `handshake`.
+    """A live line; made by `greeting.answered`.
 
     Args:
         sock: taken over.
@@ -54,7 +53,7 @@ class Line:
         self.pidfd = os.dup(fds[0])
         self._loop_socket: socket.socket | None = None
         try:
-            self._loop_socket = socket.socket(fileno=os.dup(fds[1]))
+            self._loop_socket = _socket(os.dup(fds[1]))
             self._loop_socket.setblocking(False)
             if others == 4:
                 self.supervisor = _supervisor(fds[2], fds[3])
@@ -86,8 +85,7 @@ class Line:
         """Say whether an executor that is gone may only be about to be dead."""
         if self._gone_ns is None:
             self._gone_ns = now_ns()
-        patience_ns = _DYING_NS if self.cause is None else _DYING_WITH_A_CAUSE_NS
-        return now_ns() - self._gone_ns < patience_ns
+        return now_ns() - self._gone_ns < _DYING_NS
 
     def read(self) -> bool:
         """Take in what the executor has sent, without waiting; False if nothing will follow.
@@ -140,6 +138,15 @@ class Line:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+
+
+def _socket(fd: int) -> socket.socket:
+    """Return a socket that takes *fd* over, which is closed if it is none."""
+    try:
+        return socket.socket(fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _supervisor(pidfd: int, notice_fd: int) -> Supervisor:

@@ -4,14 +4,16 @@ The executor writes one byte to the control socket for each batch in which an ev
 was completed. Every loop that waits reads that socket; whichever reads the byte looks through all
 finished calls and tells each one's own loop, so a loop that is closed or busy stops nobody else.
 The socket's end, or the executor's pidfd, says that the executor is gone. When the connection has
-gone over to another line, each loop reads that one from its next wait on.
+gone over to another line, each loop reads that one from its next wait on. Until it has, each loop
+in which anybody waits helps the next executor to come, now and then, for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..protocol._core import ASYNC, DONE, SUBMIT_FULL
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .line import Line
 
-# How long a task sleeps between helping a successor to come.
+# How long a loop waits between helping a successor to come.
 _HELP_EVERY_S = 0.005
 
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
@@ -57,6 +59,8 @@ class Listener:
         self._mutex = threading.RLock()  # held for moments; guards who waits, and which loops
         self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
         self._reading: dict[asyncio.AbstractEventLoop, Line] = {}  # which line each loop reads
+        # How many tasks wait for a successor, of each loop that helps it to come.
+        self._orphans: dict[asyncio.AbstractEventLoop, int] = {}
 
     async def any_outcome(self, tickets: Sequence[int], until_ns: int | None) -> bool:
         """Return when one of the calls is done; False if *until_ns* passed first.
@@ -66,36 +70,55 @@ class Listener:
             ValueError: a ticket is over.
         """
         connection = self._connection
-        if connection.dead or connection.is_orphaned:  # there is nothing to listen to
-            return await self._any_unattended(tickets, until_ns)
         loop = self._listen()
         waiter = (loop, loop.create_future())
         try:
             with self._mutex:
                 for ticket in tickets:
                     self._waiting.setdefault(ticket, []).append(waiter)
+            if connection.dead or connection.is_orphaned:
+                attended = [connection.is_attended(ticket) for ticket in tickets]
+                if all(attended) or any(connection.ring.state(each) == DONE for each in tickets):
+                    return True
+                with self._helping(loop):
+                    return await _sleep(*waiter, until_ns)
             armed = [connection.ring.arm(ticket, ASYNC) for ticket in tickets]
             if min(armed) < 0:
                 return True
-            if connection.dead or connection.is_orphaned:
-                return True  # to look again, and come to the case above
+            is_read = self._reading.get(loop) is connection.line
+            if connection.dead or connection.is_orphaned or not is_read:
+                return True  # it has changed meanwhile: to look again
             return await _sleep(*waiter, until_ns)
         finally:
             with self._mutex:
                 for ticket in tickets:
                     self._forget(ticket, waiter)
 
-    async def _any_unattended(self, tickets: Sequence[int], until_ns: int | None) -> bool:
-        """As `any_outcome`, where no executor has the calls; or when one has them again."""
-        connection = self._connection
-        while True:
-            attended = [connection.is_attended(ticket) for ticket in tickets]
-            if all(attended) or any(connection.ring.state(each) == DONE for each in tickets):
-                return True
-            if until_ns is not None and until_ns <= now_ns():
-                return False
-            connection.help(0)
-            await asyncio.sleep(_HELP_EVERY_S)
+    @contextmanager
+    def _helping(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """While a task of *loop* is in here, the loop helps, and tells all when it is over."""
+        helps = loop in self._orphans
+        self._orphans[loop] = self._orphans.get(loop, 0) + 1
+        try:
+            if not helps:
+                for known, tasks in list(self._orphans.items()):
+                    if known.is_closed() and not tasks:
+                        del self._orphans[known]
+                self._help(loop)
+            yield
+        finally:
+            self._orphans[loop] -= 1
+
+    def _help(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Help now, and every few milliseconds, until nobody in *loop* waits for it."""
+        if not self._orphans[loop]:
+            del self._orphans[loop]
+            return
+        loop.call_later(_HELP_EVERY_S, self._help, loop)  # first: to help may fail
+        self._connection.help(0)
+        if not self._connection.is_orphaned:
+            self.tell_all()
+            self._connection.slots.tell_all()
 
     def _forget(self, ticket: int, waiter: _Waiter) -> None:
         waiters = self._waiting.get(ticket, [])
@@ -111,7 +134,8 @@ class Listener:
             as `Connection.submit`.
         """
         connection = self._connection
-        waiter = WaitingTask(self._listen())
+        loop = self._listen()
+        waiter = WaitingTask(loop)
         since_ns = now_ns()
         connection.slots.join(waiter)
         try:
@@ -129,11 +153,13 @@ class Listener:
                     since_ns = now_ns()
                 if limits.next_ns is not None and limits.next_ns <= now_ns():
                     raise connection.no_slot(limits)
-                if not connection.is_attended():
-                    connection.help(0)
-                    await asyncio.sleep(_HELP_EVERY_S)
-                    continue
-                await waiter.sleep(earlier(limits.next_ns, since_ns + SLICE_NS if first else None))
+                at_ns = earlier(limits.next_ns, since_ns + SLICE_NS if first else None)
+                if connection.is_attended():
+                    self._listen()
+                    await waiter.sleep(at_ns)
+                else:
+                    with self._helping(loop):
+                        await waiter.sleep(at_ns)
         finally:
             connection.slots.leave(waiter)
 
@@ -176,18 +202,22 @@ class Listener:
                 stop(loop)
 
     def _listen(self) -> asyncio.AbstractEventLoop:
-        """Have the running loop read the connection's line, and no other."""
+        """Have the running loop read the connection's line, if it has one, and no other."""
         loop = asyncio.get_running_loop()
-        line, before = self._connection.line, self._reading.get(loop)
-        if before is not line:
-            if before is not None:
-                self._stop_reading(loop, before)
+        connection, before = self._connection, self._reading.get(loop)
+        if before is connection.line or connection.dead or connection.is_orphaned:
+            return loop
+        if before is not None:
+            self._stop_reading(loop, before)
+        with self._mutex:  # `let_go` closes nothing meanwhile, and from then on asks this loop
+            line = connection.line
+            if connection.dead or connection.is_orphaned:
+                return loop
+            for known in [each for each in self._reading if each.is_closed()]:
+                del self._reading[known]
             loop.add_reader(line.sock.fileno(), self._readable, line)
             loop.add_reader(line.pidfd, self._gone, line)
-            with self._mutex:
-                for known in [each for each in self._reading if each.is_closed()]:
-                    del self._reading[known]
-                self._reading[loop] = line
+            self._reading[loop] = line
         return loop
 
     def _stop_reading(self, loop: asyncio.AbstractEventLoop, line: Line) -> None:

@@ -105,12 +105,15 @@ async def run_aio(
     """Call *function* with each of *inputs*; results are yielded while inputs are awaited."""
     import asyncio
 
+    from .arriving import connected  # which needs it, too
+
     pending: deque[FunctionCall] = deque()
     reading: asyncio.Future[tuple[Any, ...]] | None = None
     exhausted = False
     end: Exception | None = None
     try:
-        connection = await asyncio.to_thread(function.connect)
+        limits = function._limits_from_now()
+        connection = function.live() or await connected(function, limits)
         window = _window(connection)
         while pending or not exhausted:
             while not exhausted and len(pending) < window:

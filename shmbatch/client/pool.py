@@ -10,20 +10,19 @@ import time
 from ..contract.batching import OtherBatching
 from ..contract.signature import Signature
 from ..errors import ExecutorNotFound
-from ..protocol import names, owners
+from ..protocol import names
 from ..protocol.clock import now_ns
-from ..protocol.ownership import DRAINING, SERVING
 from ..protocol.spinning import wait_mode
 from .connection import Connection
 from .handshake import ANSWER_S, DECORATED, connect
+from .patience import ASK_EVERY_S, Patience, check_loaded
 
 _Key = tuple[str, str, str, str, OtherBatching]
 
-_KEPT_S = 0.01  # between attempts while a name is kept
-
-_mutex = threading.Lock()  # never held for long
+# Both kinds by the same thread twice if a signal handler makes a call.
+_mutex = threading.RLock()  # never held for long
+_connecting: dict[_Key, threading.RLock] = {}  # held while somebody waits for an executor
 _connections: dict[_Key, Connection] = {}
-_connecting: dict[_Key, threading.Lock] = {}  # held while somebody waits for an executor
 
 
 def connection_to(
@@ -53,22 +52,16 @@ def connection_to(
     mode = wait_mode(wait)
     name = address.served_as()
     key = (name, address.function, arrays, mode, batching)
-    was_serving = False
+    patience = Patience(name, kept_ns)
     while True:
         try:
             return _connection_to(
                 key, address, signature, deadline_ns, batching, answer_s=answer_s, served=served
             )
         except ExecutorNotFound:
-            owner = owners.owner(name)
-            if owner is None or owner.keeper is None or owner.state == DRAINING:
-                raise  # nobody will come
-            if kept_ns is not None and now_ns() >= kept_ns:
+            if not patience.is_left():
                 raise
-            if was_serving and owner.state == SERVING:
-                raise  # it is there, and does not answer
-            was_serving = owner.state == SERVING
-        time.sleep(_KEPT_S)  # not in there, where others would have to wait for us
+        time.sleep(ASK_EVERY_S)  # not in there, where others would have to wait for us
 
 
 def _connection_to(
@@ -81,8 +74,28 @@ def _connection_to(
     answer_s: float,
     served: bool,
 ) -> Connection:
+    connection = _connections.get(key)
+    if connection is not None and served:
+        connection.await_executor(deadline_ns)
+    if connection is None or not connection.is_usable():
+        connection = _connected(key, address, signature, deadline_ns, batching, answer_s)
+    if signature is not None and signature != connection.signature:
+        # Made for a handle that knew none; the executor compares only when connecting.
+        raise connection.signature.mismatch(signature, str(address))
+    return connection
+
+
+def _connected(
+    key: _Key,
+    address: names.Address,
+    signature: Signature | None,
+    deadline_ns: int | None,
+    batching: OtherBatching,
+    answer_s: float,
+) -> Connection:
+    """Connect, one thread at a time."""
     with _mutex:
-        connecting = _connecting.setdefault(key, threading.Lock())
+        connecting = _connecting.setdefault(key, threading.RLock())
     # Who has no time gets some all the same: the other thread may be about to succeed.
     patience_s = -1.0 if deadline_ns is None else max(answer_s, (deadline_ns - now_ns()) / 1e9)
     if not connecting.acquire(timeout=patience_s):
@@ -92,28 +105,25 @@ def _connection_to(
         )
     try:
         connection = _connections.get(key)
-        if connection is not None and served:
-            connection.await_executor(deadline_ns)
-        if connection is None or not connection.is_usable():
-            if connection is not None and connection.dead:
-                connection.close()
-            connection = connect(
-                address,
-                signature,
-                deadline_ns,
-                arrays=key[2],
-                wait=key[3],
-                batching=batching,
-                answer_s=answer_s,
-            )
-            with _mutex:
-                _connections[key] = connection
-        elif signature is not None and signature != connection.signature:
-            # Made for a handle that knew none; the executor compares only when connecting.
-            raise connection.signature.mismatch(signature, str(address))
+        if connection is not None and connection.is_usable():
+            return connection  # that thread has
+        if connection is not None and connection.dead:
+            connection.close()
+        check_loaded(key[0])
+        connection = connect(
+            address,
+            signature,
+            deadline_ns,
+            arrays=key[2],
+            wait=key[3],
+            batching=batching,
+            answer_s=answer_s,
+        )
+        with _mutex:
+            _connections[key] = connection
+        return connection
     finally:
         connecting.release()
-    return connection
 
 
 def rebind(app: str) -> None:
@@ -149,7 +159,7 @@ def forget(name: str, *, instances: bool = False) -> None:
 def _after_fork() -> None:
     """In a forked child: the parent's connections are not ours, nor is a lock it may hold."""
     global _mutex
-    _mutex = threading.Lock()
+    _mutex = threading.RLock()
     _connections.clear()
     _connecting.clear()
 

@@ -32,7 +32,8 @@ def stop(app: str, *, now: bool = False) -> None:
 
     One that drains already is waited for, one that still loads is interrupted. If it has nothing
     to finish, because it loads or because of *now*, it is killed where it has not ended after
-    five seconds.
+    five seconds. Its supervisor is waited for too, and so is one that it has replaced and that
+    drains.
 
     Args:
         now: lose calls already made instead of finishing them.
@@ -151,7 +152,7 @@ def _ask(name: str, now: bool) -> _Ending:
 
 
 def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
-    """Send a signal to one that does not listen: it loads, or drains."""
+    """Send a signal to one that does not listen: it loads, or drains; or to its supervisor."""
     pidfd = os.pidfd_open(pid)
     try:
         # Looked up by number: the pidfd is the owner's if that is still the owner.
@@ -160,6 +161,8 @@ def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
             raise ProcessLookupError
         if owner.state == ownership.LOADING:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            if now and pid == again.keeper:  # whom a second one, of another kind, has hurry
+                signal.pidfd_send_signal(pidfd, signal.SIGINT)
         elif now:
             # It has closed its socket. What it leaves behind is swept.
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -170,7 +173,11 @@ def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
 
 
 def _ends(ending: _Ending) -> bool:
-    """Wait until the supervisor of a dead executor ends; False if it has another one instead."""
+    """Wait until the supervisor of a dead executor ends; False if it has another one instead.
+
+    Or may start one, or waits for one that was replaced: it cannot be told which, and is to be
+    told to end in either case.
+    """
     while ending.keeper >= 0 and not select.select([ending.keeper], [], [], _AGAIN_S)[0]:
         owner = owners.owner(ending.name)
         if owner is not None and owner.pid not in (None, ending.pid):
@@ -228,6 +235,11 @@ def _deaf(app: str) -> ExecutorNotFound:
 
 
 def _still_loads(ending: _Ending) -> bool:
-    """Say whether it heeds no signal in its user's import; it has taken no call then."""
+    """Say whether it heeds no signal in its user's import; it has taken no call then.
+
+    Not of a supervisor, which may be waiting for one that drains.
+    """
     owner = owners.owner(ending.name)
-    return owner is not None and owner.pid == ending.pid and owner.state == ownership.LOADING
+    if owner is None or owner.pid != ending.pid or owner.pid == owner.keeper:
+        return False
+    return owner.state == ownership.LOADING

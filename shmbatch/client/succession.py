@@ -8,8 +8,13 @@ as it can wait, one thread or task at a time; what was begun, the next one goes 
     connect ----refused-----> nobody listens yet: again, a little later
     greet
     answered? --not yet-----> it loads; somebody looks again
-    same layout? --no-------> there will be none
+    refused? ---------------> there will be none; or it has no room yet: again, later
     the ring moves; everybody who waits looks again
+
+A signal handler that makes a call may find that it has interrupted who helps, who will not go on
+before it returns. So it helps, too, and who was interrupted may find everything done. Whatever
+changes the connection therefore says for which line, and whoever takes `_greeted` out of there has
+it for himself.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import HandshakeError, ShmbatchError
+from ..errors import ShmbatchError, SignatureMismatch, UnknownFunction, VersionMismatch
 from ..protocol import descriptors, directory
 from ..protocol._core import REPLACED
 from ..protocol.clock import now_ns
@@ -34,6 +39,14 @@ if TYPE_CHECKING:
 _KNOCK_NS = 2_000_000  # between attempts to connect, at first
 _KNOCK_MAX_NS = 50_000_000
 
+# What no waiting changes. Of anything else, such as a want of room there or of descriptors here,
+# it may be over soon: it is final when it has come so often, which takes ten seconds.
+_FINAL = (SignatureMismatch, UnknownFunction, VersionMismatch)
+_REFUSALS_MAX = 40
+_REFUSED_NS = 250_000_000  # until the next attempt
+
+_Greeted = tuple[socket.socket, int]  # connected, and a pidfd of who is to answer
+
 
 class Succession:
     """Brings a connection over to the executor that comes after that of its line.
@@ -43,11 +56,11 @@ class Succession:
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()  # held by who helps
-        self._sock: socket.socket | None = None  # connected and greeted
-        self._pidfd = -1  # of who is to answer
+        self._mutex = threading.RLock()  # held by who helps; twice by a signal handler's call
+        self._greeted: _Greeted | None = None
         self._knock_ns = _KNOCK_NS
         self._next_ns = 0  # when to connect again
+        self._refusals = 0  # in a row
 
     def help(self, connection: Attended, timeout_ns: int) -> None:
         """Do what can be done about it within *timeout_ns*; return early if something changed.
@@ -69,83 +82,101 @@ class Succession:
             if line.may_die() or connection.ring.status == REPLACED:
                 _sleep((line.pidfd,), until_ns)
             else:
-                connection.give_up(None)  # it has hung up, and will do so again
+                connection.give_up(line, None)  # it has hung up, and will do so again
             return
         supervisor = line.supervisor
         if supervisor is None or supervisor.is_over():
             self.leave()
-            connection.give_up(None)
+            connection.give_up(line, None)
             return
+        # Waits are outside of the `try`: what a signal handler raises there is the caller's.
+        greeted = self._greeted
+        if greeted is not None:
+            sock, pidfd = greeted
+            if not _sleep((sock.fileno(), pidfd, supervisor.fds()[0]), until_ns):
+                return
+        else:
+            wait_ns = min(self._next_ns, until_ns) - now_ns()
+            if wait_ns > 0:
+                time.sleep(wait_ns / 1e9)
+            if now_ns() < self._next_ns:
+                return
         try:
             with descriptors.needed(f"connect to '{connection.address}'"):
-                if self._sock is None:
-                    self._connect(connection, until_ns)
-                if self._sock is not None and self._is_answered(supervisor.fds()[0], until_ns):
-                    self._attach(connection, self._sock)
+                if greeted is None:
+                    self._connect(connection)
+                else:
+                    self._attach(connection, line, greeted)
         except (OSError, EOFError):
-            self.leave()  # gone again, or busy: the next attempt
-        except ShmbatchError as error:  # it does not serve this function any more
-            self.leave()
-            connection.give_up(str(error))
-        except BaseException:
-            self.leave()
-            raise
+            pass  # nobody is there, or is gone again, or busy: the next attempt
+        except ShmbatchError as error:
+            self._next_ns = now_ns() + _REFUSED_NS
+            self._refusals += 1
+            if isinstance(error, _FINAL) or self._refusals == _REFUSALS_MAX:
+                connection.give_up(line, str(error))
 
-    def _connect(self, connection: Attended, until_ns: int) -> None:
-        wait_ns = min(self._next_ns, until_ns) - now_ns()
-        if wait_ns > 0:
-            time.sleep(wait_ns / 1e9)
-        if now_ns() < self._next_ns:
-            return
+    def _connect(self, connection: Attended) -> None:
         self._next_ns = now_ns() + self._knock_ns
         self._knock_ns = min(2 * self._knock_ns, _KNOCK_MAX_NS)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.settimeout(0)
             sock.connect(str(directory.socket_path(connection.name)))
-            self._pidfd = greet(
-                connection.address, sock, connection.signature, connection.batching
-            )
+            pidfd = greet(connection.address, sock, connection.signature, connection.batching)
         except BaseException:
             sock.close()
             raise
-        self._sock = sock
+        if self._greeted is None and not connection.dead:
+            self._greeted = sock, pidfd
+        else:  # a signal handler's call was faster, or another thread has hung up
+            _part(sock, pidfd)
 
-    def _is_answered(self, supervisor_pidfd: int, until_ns: int) -> bool:
-        assert self._sock is not None
-        fds = (self._sock.fileno(), self._pidfd, supervisor_pidfd)
-        found = _sleep(fds, until_ns)
-        if found and self._sock.fileno() not in found:
-            raise EOFError  # who was to answer is dead
-        return bool(found)
-
-    def _attach(self, connection: Attended, sock: socket.socket) -> None:
-        with answered(connection.address, sock) as (line, welcome):
-            self._sock = None  # it is the line's
-            if welcome["capacity"] != connection.capacity:
-                raise HandshakeError(
-                    f"it has {welcome['capacity']} slots for them and not {connection.capacity}"
-                )
-            if line.is_gone():
-                raise EOFError  # it was tired of waiting for us, or is dead: its ring is nobody's
-            sock.settimeout(None)
-            connection.move(line, welcome)
-        self.leave()
-        self._knock_ns, self._next_ns = _KNOCK_NS, 0
+    def _attach(self, connection: Attended, before: Line, greeted: _Greeted) -> None:
+        if self._greeted is not greeted:
+            return  # it is somebody else's by now
+        self._greeted = None
+        try:
+            with answered(connection.address, greeted[0]) as (line, welcome):
+                capacity, nbytes = welcome["capacity"], len(line.transport.memory)
+                if (capacity, nbytes) != (connection.capacity, connection.nbytes):
+                    raise SignatureMismatch(  # as good as one: another layout
+                        f"it has {capacity} slots for them, {nbytes} bytes, and not "
+                        f"{connection.capacity}, {connection.nbytes} bytes"
+                    )
+                if line.is_gone():
+                    raise EOFError  # it was tired of waiting for us, or is dead
+                most, is_idempotent = welcome["max_batch_size"], welcome["idempotent"]
+                line.sock.settimeout(None)
+        except BaseException:
+            _part(*greeted)
+            raise
+        os.close(greeted[1])
+        try:
+            connection.move(before, line, most, is_idempotent)
+        finally:
+            if connection.line is not line:
+                line.close_descriptors()
+        self._knock_ns, self._next_ns, self._refusals = _KNOCK_NS, 0, 0
 
     def leave(self) -> None:
-        """Let go of an attempt. Idempotent."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
+        """Let go of an attempt. Idempotent; from any thread."""
+        greeted, self._greeted = self._greeted, None
+        if greeted is not None:
+            _part(*greeted)
 
 
-def _sleep(fds: tuple[int, ...], until_ns: int) -> list[int]:
-    """Return which of *fds* can be read; wait until one can, no longer than *until_ns*."""
+def _part(sock: socket.socket, pidfd: int) -> None:
+    sock.close()
+    os.close(pidfd)
+
+
+def _sleep(fds: tuple[int, ...], until_ns: int) -> bool:
+    """Wait until one of *fds* can be read, no longer than *until_ns*; say whether one can.
+
+    One that is closed may be -1.
+    """
     poll = select.poll()
     for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(max(0, until_ns - now_ns()) / 1e6)]
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0, until_ns - now_ns()) / 1e6))

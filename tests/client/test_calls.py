@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,8 +21,10 @@ import pytest
 import shmbatch
 from shmbatch import errors
 from shmbatch.client import call as call_module
+from shmbatch.client import connecting as connecting_module
 from shmbatch.client import connection as connection_module
 from shmbatch.client import listener as listener_module
+from shmbatch.client import pool
 from shmbatch.protocol._core import DONE
 from shmbatch.protocol.clock import now_ns
 from tests import processes
@@ -71,6 +74,39 @@ def test_a_spawned_call_can_be_asked_for_again_and_again(add: shmbatch.Function)
     assert call.get(timeout=0) == 3
     assert call.done()
     assert repr(call) == "<FunctionCall 'calls.add' done>"
+
+
+def test_an_error_that_was_raised_is_let_go_of_with_its_call(add: shmbatch.Function) -> None:
+    """Its traceback has the frame of `get`, which has the call, which has the error."""
+    late = add.with_options(deadline_ms=1e-6).spawn(1, 2)
+    gc.disable()
+    try:
+        with pytest.raises(errors.DeadlineExceeded) as raised:
+            late.get()
+        gone = weakref.ref(raised.value)
+        del late, raised
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_signal_handler_may_call_while_its_thread_connects(
+    executor: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, other = (
+        connecting_module.handle("calls.add", arrays="native", wait="spin") for _ in range(2)
+    )
+    connect = pool.connect
+    interrupted: list[int] = []
+
+    def connected(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(pool, "connect", connect)
+        interrupted.append(other.with_options(timeout=1).remote(1, 2))
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(pool, "connect", connected)
+    assert add.remote(3, 4) == 7
+    assert interrupted == [3]
 
 
 def test_a_call_is_done_only_when_its_batch_is(executor: Served, module_gate: Gate) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import pytest
 
 import shmbatch
 from shmbatch import errors
+from shmbatch.client import succession
+from shmbatch.client.attended import Attended
+from shmbatch.client.connecting import handle
 from shmbatch.protocol._core import DONE
 from tests import processes
 from tests.processes import PATIENCE_S, Gate, Supervised
@@ -45,6 +50,43 @@ def busy(executor: Supervised, gate: Gate, x: int = 0) -> shmbatch.FunctionCall:
     call = executor.connect("held").spawn(x)
     assert gate.arrived() == [x]
     return call
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def interrupted_at_the_move(patch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Once, have something happen when a ring has moved, and before anybody knows."""
+    move = Attended.move
+
+    class Ring:
+        def __init__(self, connection: Attended) -> None:
+            self._connection, self._ring = connection, connection.ring
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._ring, name)
+
+        def move(self, *arguments: Any) -> Any:
+            moved = self._ring.move(*arguments)
+            self._connection.ring = self._ring
+            happens()
+            return moved
+
+    def interrupted(connection: Attended, *arguments: Any) -> None:
+        patch.setattr(Attended, "move", move)
+        connection.ring = Ring(connection)  # type: ignore[assignment]
+        connection.move(*arguments)
+
+    patch.setattr(Attended, "move", interrupted)
 
 
 def test_calls_that_were_not_launched_run_at_the_next_executor(
@@ -157,23 +199,51 @@ def test_whoever_waits_notices_nothing(executor: Supervised, gate: Gate, ledger:
     assert max(executed(ledger).values()) == 1
 
 
-def test_a_handle_that_nobody_waited_on_goes_on_without_an_error(executor: Supervised) -> None:
+def test_a_handle_that_nobody_waited_on_goes_on_without_an_error(
+    executor: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an event loop as well, which then helps the next executor once for all its tasks."""
     once = executor.connect("once")
     assert once.remote(1) == 10
-    executor.kill_executor()
+    helps: list[int] = []
+    help_one = succession.Succession.help
+
+    def helped(*arguments: Any) -> None:
+        helps.append(1)
+        help_one(*arguments)
+
+    async def calls() -> list[Any]:
+        with executor.suspended():
+            executor.kill_executor()
+            tasks = [asyncio.ensure_future(once.remote.aio(x)) for x in range(100)]
+            for _ in range(4):
+                await asyncio.sleep(0)
+            assert 0 < len(helps) < 10
+        return await asyncio.gather(*tasks)
+
+    monkeypatch.setattr(succession.Succession, "help", helped)
+    assert asyncio.run(calls()) == [10 * x for x in range(100)]
     assert once.remote(2) == 20
-    assert asyncio.run(once.remote.aio(3)) == 30
 
 
 def test_each_caller_waits_for_the_next_executor_as_long_as_it_would_for_its_call(
-    executor: Supervised, gate: Gate, ledger: Path
+    executor: Supervised, gate: Gate, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    awaits = threading.Event()
+    await_executor = Attended.await_executor
+
+    def awaited(*arguments: Any) -> None:
+        awaits.set()
+        await_executor(*arguments)
+
     once = executor.connect("once")
     launched = busy(executor, gate)
     kept, cancelled = once.spawn(1), once.spawn(2)
     given_up, late = once.with_options(timeout=0.1), once.with_options(deadline_ms=50)
-    with executor.suspended():  # so that no other one is started
+    with ThreadPoolExecutor(1) as threads, executor.suspended():  # no other one is started
         executor.kill_executor()
+        with no_descriptors_left():
+            assert not kept.done()
         assert cancelled.cancel()
         with pytest.raises(errors.CallTimeout):
             kept.get(timeout=0.05)
@@ -188,6 +258,12 @@ def test_each_caller_waits_for_the_next_executor_as_long_as_it_would_for_its_cal
         with pytest.raises(errors.ExecutorNotFound):
             executor.connect("once", timeout=0)
         assert not kept.done()
+        monkeypatch.setattr(Attended, "await_executor", awaited)
+        connected = threads.submit(executor.connect, "once", timeout=PATIENCE_S)
+        awaits.wait()  # which holds up no call
+        anew = handle("ledger.once", arrays="native", wait=None).with_options(timeout=2)
+        assert anew.spawn(7).cancel()
+    assert connected.result(PATIENCE_S)
     assert kept.get() == 10
     with pytest.raises(errors.ExecutorGone):
         launched.get()
@@ -214,9 +290,12 @@ def test_without_a_supervisor_left_all_waiters_are_told(executor: Supervised, ga
 def test_an_executor_that_was_stopped_has_no_successor(executor: Supervised) -> None:
     once = executor.connect("once")
     assert once.remote(1) == 10
+    connection = once.connect()
     shmbatch.stop("ledger")
     with pytest.raises((errors.ExecutorClosed, errors.ExecutorGone)):
         once.remote(2)
+    with pytest.raises(errors.ExecutorClosed, match="before it took this call"):
+        connection.is_attended()  # as who waited for a slot
     with pytest.raises(errors.ExecutorNotFound):
         once.remote(3)
 
@@ -236,6 +315,18 @@ def test_a_forked_child_has_calls_of_its_own(executor: Supervised) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+async def cancelled(once: Any) -> None:
+    """Cancel many first calls; of their threads none is left waiting."""
+    tasks = [asyncio.ensure_future(once.remote.aio(9)) for _ in range(40)]
+    await asyncio.sleep(0)  # so that each has begun
+    for task in tasks:
+        task.cancel()
+    assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {
+        asyncio.CancelledError
+    }
+    await asyncio.to_thread(int)
+
+
 def test_who_comes_between_two_executors_waits_for_the_next_one(executor: Supervised) -> None:
     once = executor.connect("once")
     assert once.remote(1) == 10
@@ -247,6 +338,11 @@ def test_who_comes_between_two_executors_waits_for_the_next_one(executor: Superv
             task = threads.submit(lambda: asyncio.run(once.remote.aio(3)))
             with pytest.raises(errors.ExecutorNotFound):
                 once.with_options(timeout=0.1, deadline_ms=1000).remote(4)
+            with pytest.raises(errors.ExecutorNotFound):
+                once.with_options(deadline_ms=50).remote(4)
+            with pytest.raises(errors.ExecutorNotFound):
+                asyncio.run(once.with_options(timeout=0.1).remote.aio(4))
+            asyncio.run(cancelled(once))
             with pytest.raises(errors.ExecutorNotFound):
                 executor.connect("once", timeout=0)
         assert (patient.result(PATIENCE_S), task.result(PATIENCE_S)) == (20, 30)
@@ -341,3 +437,106 @@ def test_many_deaths_under_load_lose_nothing(executor: Supervised, ledger: Path)
             assert counts[x] == 1 or (x in lost and counts[x] == 0)
         if first < 3_000_000:
             assert all(counts[-x] >= 1 for x in range(first + 1, end + 1))
+
+
+def test_a_signal_handler_may_call_and_raise_wherever_it_interrupts_who_helps(
+    executor: Supervised, monkeypatch: pytest.MonkeyPatch, ledger: Path
+) -> None:
+    """Its call is served at once, and the one that it interrupted goes on as if nothing had been.
+
+    And so does one that it broke off with a KeyboardInterrupt just when the ring had moved.
+    """
+    once = executor.connect("once")
+    connection = once.connect()
+    greet = succession.greet
+    interrupted: list[int] = []
+
+    def greeted(*arguments: Any) -> int:
+        pidfd = greet(*arguments)
+        monkeypatch.setattr(succession, "greet", greet)
+        interrupted.append(once.remote(2))
+        return pidfd
+
+    monkeypatch.setattr(succession, "greet", greeted)
+    executor.kill_executor()
+    assert once.remote(1) == 10
+    assert interrupted == [20]
+
+    def moved() -> None:
+        interrupted.append(once.remote(4))
+        raise KeyboardInterrupt
+
+    executor.kill_executor()
+    kept = once.spawn(3)
+    interrupted_at_the_move(monkeypatch, moved)
+    with pytest.raises(KeyboardInterrupt):
+        kept.get()
+    assert kept.get() == 30
+    assert interrupted == [20, 40]
+    assert once.connect() is connection
+    assert executed(ledger) == Counter(range(1, 5))
+
+
+def test_an_executor_that_refuses_for_now_is_asked_again(
+    executor: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = executor.connect("once")
+    assert once.remote(1) == 10
+    reasons = [errors.HandshakeError("has no room"), errors.HandshakeError("connect again")]
+    answered = succession.answered
+
+    def refused(*arguments: Any) -> Any:
+        if reasons:
+            raise reasons.pop()
+        return answered(*arguments)
+
+    monkeypatch.setattr(succession, "answered", refused)
+    monkeypatch.setattr(succession, "_REFUSED_NS", 1)
+    executor.kill_executor()
+    assert once.remote(2) == 20
+    assert not reasons
+
+
+@pytest.mark.slow
+def test_hanging_up_ends_the_wait_for_the_next_executor(
+    executor: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = executor.connect("once")
+    connection = once.connect()
+    sleep, children = succession._sleep, []
+
+    def hangs_up(fds: tuple[int, ...], until_ns: int) -> bool:
+        greeted = connection._succession._greeted
+        if greeted is not None and not connection.dead:
+            child = os.fork()
+            if child == 0:  # whose copies are closed as well
+                connection.close()
+                os._exit(0 if greeted[0].fileno() == -1 else 1)
+            children.append(child)
+            connection.close()  # as another thread does at the end of a run
+        return sleep(fds, until_ns)
+
+    monkeypatch.setattr(succession, "_sleep", hangs_up)
+    executor.kill_executor()
+    with pytest.raises(errors.ExecutorGone):
+        once.remote(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0]
+
+
+@pytest.mark.slow
+def test_an_executor_that_always_refuses_gets_no_calls(
+    executor: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = executor.connect("once")
+    reasons = [errors.HandshakeError("has no room") for _ in range(100)]
+
+    def refused(*arguments: Any) -> Any:
+        raise reasons.pop()
+
+    monkeypatch.setattr(succession, "answered", refused)
+    monkeypatch.setattr(succession, "_REFUSED_NS", 1)
+    executor.kill_executor()
+    with pytest.raises(errors.ExecutorGone, match="cannot go to the next: has no room"):
+        once.remote(3)
+    assert len(reasons) == 60
+    assert once.remote(4) == 40
