@@ -7,16 +7,14 @@ from pathlib import Path
 
 from ..client.connecting import handle
 from ..client.function import Function
-from ..client.handshake import ANSWER_S
+from ..client.handshake import answer_within
 from ..contract.device import device_name
 from ..errors import ExecutorNotFound, NameTaken, ShmbatchError
 from ..protocol import names, owners
-from ..protocol.clock import deadline_ns, now_ns
+from ..protocol.clock import deadline_ns
 from ..protocol.transport import transport_name
 from .detaching import TIMEOUT_S, Detached, Log
 from .starting import is_late, when_served, why_late
-
-_ANSWER_S = 1.0  # an executor that serves is given this long to answer, however late it is
 
 
 def ensure(
@@ -67,13 +65,13 @@ def ensure(
     transport_name(transport)
     device_name(device)
     if names.resolve(app) != app:  # inside a run: that executor and no other
-        function.connect(timeout, answer_s=_patience_s(deadline), served=True)
+        function.connect(timeout, answer_s=answer_within(deadline), served=True)
         return function
     path = Path(file)
 
     def connected() -> Function | None:
         try:
-            function.connect(0, answer_s=_patience_s(deadline), served=True)
+            function.connect(0, answer_s=answer_within(deadline), served=True)
         except ExecutorNotFound:  # it has just ended, or does not answer
             if is_late(deadline):
                 raise
@@ -115,10 +113,3 @@ def _start(
         except ShmbatchError:
             executor.end()
             raise
-
-
-def _patience_s(deadline: int | None) -> float:
-    """Return how long an executor that serves may take to answer."""
-    if deadline is None:
-        return ANSWER_S
-    return max(_ANSWER_S, min(ANSWER_S, (deadline - now_ns()) / 1e9))

@@ -13,7 +13,7 @@ import click
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..executor.limits import Limits
+    from ..executor.room import Quotas
     from ..protocol.access import Access
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -29,10 +29,10 @@ class Nbytes(click.ParamType[int]):
     ) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB|B)?", value)
+        found = re.fullmatch(r"([0-9]{1,15})(?:B|([KMGT])(?:i?B)?)?", value)
         if found is None or int(found[1]) == 0:
             self.fail(f"{value!r} is no number of bytes, such as 800000, 512M or 2G.", param)
-        return int(found[1]) * _UNITS[found[2]]
+        return int(found[1]) * _UNITS[found[2] or ""]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Admission:
 
         return Access(users(self.allow_uid, "--allow-uid"), groups(self.allow_gid, "--allow-gid"))
 
-    def limits(self) -> Limits:
+    def quotas(self) -> Quotas:
         """Return what producers may have."""
-        from ..executor.limits import Limits
+        from ..executor.room import Quotas
 
-        return Limits(self.max_producers, self.max_memory_per_producer, self.max_memory)
+        return Quotas(self.max_producers, self.max_memory_per_producer, self.max_memory)
 
     def arguments(self) -> list[str]:
         """Return the same as a command line has it."""

@@ -211,7 +211,7 @@ def _serve(
             called=target.app if served.startswith(RUN) else None,
             notify=notify,
             access=admission.access(),
-            limits=admission.limits(),
+            quotas=admission.quotas(),
         )
     except OSError as error:
         told = shortage(f"serve '{file}'", error)

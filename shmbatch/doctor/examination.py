@@ -10,7 +10,7 @@ from pathlib import Path
 from ..app.detaching import default_log
 from ..contract.device import device_name
 from ..errors import ConfigError
-from ..executor.limits import producers_within
+from ..executor.room import producers_within
 from ..protocol import cpus, leftovers, memory, ownership
 from ..protocol import directory as sockets
 from ..protocol.cgroups import read
@@ -80,13 +80,24 @@ def _names(fix: bool) -> list[Finding]:
     found = [_settings(), _logs(), directory]
     if directory.level == "problem":
         return found  # nobody can have served anything there
-    stale, shared = machine.stale_names(), machine.shared_memory_of_the_dead()
+    left, removed = _left(), None
     if fix:
+        before = left
         ownership.sweep()
-        for pid in shared:
+        for pid in machine.shared_memory_of_the_dead():
             leftovers.remove(pid)
-    left = [name for names in shared.values() for name in names]
-    return [*found, names.left(stale, left, swept=fix), *names.executors(machine.living())]
+        left = _left()
+        removed = [each for each in before if each not in left]
+    return [*found, names.left(left, removed), *names.executors(machine.living())]
+
+
+def _left() -> list[str]:
+    """Return what executors have left that were killed."""
+    shared = machine.shared_memory_of_the_dead().values()
+    return [
+        *(f"name {each}" for each in machine.stale_names()),
+        *(f"/dev/shm/{each}" for entries in shared for each in entries),
+    ]
 
 
 def _settings() -> Finding:

@@ -16,6 +16,7 @@ from ..client.asking import statistics
 from ..errors import ConfigError, ProtocolError, ShmbatchError, VersionMismatch
 from ..protocol import leftovers, owners, ownership
 from ..protocol.cgroups import read
+from ..protocol.clock import age_s
 from ..protocol.control import SO_PEERPIDFD
 from .names import Executor
 
@@ -24,6 +25,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _KERNEL = Path("/proc/sys")
 
+_HANDSHAKE_S = 30.0  # after which an executor removes the names of one that does not end
 _ANSWER_S = 1.0  # an executor that has not answered by then does not
 _ASKED_AT_ONCE = 32
 
@@ -102,7 +104,7 @@ def filesystem(path: Path) -> str:
     best, kind = -1, "unknown"
     for line in read(_MOUNTS).splitlines():
         words = line.split()
-        point = Path(words[4].encode().decode("unicode_escape"))
+        point = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), words[4]))
         if len(point.parts) >= best and point in (where, *where.parents):
             best, kind = len(point.parts), words[words.index("-") + 1]
     return kind
@@ -121,13 +123,18 @@ def stale_names() -> list[str]:
 
 
 def shared_memory_of_the_dead() -> dict[str, list[str]]:
-    """Entries of /dev/shm that executors of this user have left, by their pid."""
+    """Entries of /dev/shm that executors of this user have left, by their pid.
+
+    None of the last half minute: an executor in another process namespace, which is no process
+    here, names what it shares for as long as a handshake may take.
+    """
     found: dict[str, list[str]] = {}
     for entry in _entries(SHARED_MEMORY):
         maker = re.fullmatch(rf"(?:sem\.)?{leftovers.PREFIX}(\d+)-\w+", entry.name)
         if maker is not None and not Path("/proc", maker[1]).exists():
             try:
-                if entry.lstat().st_uid == os.geteuid():
+                made = entry.lstat()
+                if made.st_uid == os.geteuid() and age_s(made) > _HANDSHAKE_S:
                     found.setdefault(maker[1], []).append(entry.name)
             except FileNotFoundError:
                 pass

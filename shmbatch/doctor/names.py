@@ -64,19 +64,25 @@ def directory(
     return ok(DIRECTORY, f"'{path}'")
 
 
-def left(names: Sequence[str], shared_memory: Sequence[str], *, swept: bool) -> Finding:
+def left(what: Sequence[str], removed: Sequence[str] | None) -> Finding:
     """Look at what executors have left that were killed.
 
     Args:
-        swept: whether it is removed by now.
+        what: there is of it.
+        removed: what there was besides until now; None if nothing was to be removed.
     """
-    what = [*(f"name {each}" for each in names), *(f"/dev/shm/{each}" for each in shared_memory)]
-    if not what:
-        return ok(LEFT, "nothing")
-    shown = ", ".join(what[:_SHOWN]) + (f" and {len(what) - _SHOWN} more" if what[_SHOWN:] else "")
-    if swept:
-        return ok(LEFT, f"removed: {shown}")
-    return warning(LEFT, shown, "shmbatch doctor --fix")
+    if what and removed is None:
+        return warning(LEFT, _shown(what), "shmbatch doctor --fix")
+    if what:
+        return warning(
+            LEFT, f"cannot be removed: {_shown(what)}", "remove it as the user who owns it"
+        )
+    return ok(LEFT, f"removed: {_shown(removed)}" if removed else "nothing")
+
+
+def _shown(what: Sequence[str]) -> str:
+    more = f" and {len(what) - _SHOWN} more" if len(what) > _SHOWN else ""
+    return ", ".join(what[:_SHOWN]) + more
 
 
 def logs(path: str, error: str | None) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from ..protocol import control, orders
 from ..protocol.clock import now_ns
 from ..protocol.endings import ending
 from .signals import Signals
+
+log = logging.getLogger("shmbatch.supervisor")
 
 
 def fork(signals: Signals) -> Executor | socket.socket:
@@ -40,7 +43,13 @@ def fork(signals: Signals) -> Executor | socket.socket:
         ours.close()
         return theirs
     theirs.close()
-    return Executor(pid, ours)
+    try:
+        return Executor(pid, ours)
+    except OSError:  # nobody could see it end
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ours.close()
+        raise
 
 
 class Executor:
@@ -77,7 +86,9 @@ class Executor:
                 yield control.receive(self._sock, max_fds=1, wait=False)
             except BlockingIOError:
                 return
-            except (EOFError, OSError, ProtocolError):
+            except ProtocolError as error:  # for a descriptor that we may not open, say
+                log.warning("process %d is not understood: %s", self.pid, error)
+            except (EOFError, OSError):
                 self._is_deaf = True
 
     def stop(self, hurry: bool) -> None:

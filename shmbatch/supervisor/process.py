@@ -77,6 +77,7 @@ class _Supervisor:
         self._current: Executor | None = None  # the one that has the name
         self._successor: Executor | None = None  # the one that loads to take it over
         self._old: list[Executor] = []  # replaced ones that drain
+        self._yielded: tuple[int, int] | None = None  # the socket that a successor is to replace
         self._fork_ns: int | None = now_ns()  # when to fork the next one
         self._has_served = self._is_announced = False
         self._reload = Reload()
@@ -188,9 +189,9 @@ class _Supervisor:
                 if each.ready_ns is None or self._is_hurrying:
                     each.kill()
 
-    def _stop(self, number: int | None) -> None:
-        """Have all executors drain; at the second signal to do so, have them end at once."""
-        hurry = self._is_told and number in STOPPING
+    def _stop(self, number: int | None, *, now: bool = False) -> None:
+        """Have all executors drain; with *now*, or at the second signal to, end at once."""
+        hurry = now or (self._is_told and number in STOPPING)
         self._is_told = self._is_told or number in STOPPING
         if self._is_stopping and not hurry:
             return
@@ -201,8 +202,8 @@ class _Supervisor:
         if hurry:
             self._is_hurrying = True
             log.warning("%s stops now", self._called)
-            assert number is not None
-            self._status = 128 + number
+            if number is not None:
+                self._status = 128 + number
         for each in self._executors():
             if each is self._successor and not each.is_to_take:
                 each.kill()  # it has no calls
@@ -235,7 +236,8 @@ class _Supervisor:
         elif kind == "ready":
             self._ready(sender)
         elif kind == "draining":
-            self._stop(None)  # somebody has told it, or the one before it, to stop
+            # Somebody has told it, or the one before it, to stop.
+            self._stop(None, now=bool(message.get("now")))
         elif kind == "yielded" and sender is self._current:
             # If there is no successor any more, it is to have its name back.
             self._let_take(self._successor if self._successor is not None else sender)
@@ -277,10 +279,12 @@ class _Supervisor:
         elif executor is self._successor:
             self._successor = None
             self._not_reloaded(executor.failure or {"error": "ExecutorGone", "message": fate})
-            if self._current is None and not self._is_stopping:
+            if self._is_ending():
+                return
+            if self._current is None:
                 self._back_off(None, fate)
-            elif self._current is not None and executor.is_to_take:
-                self._let_take(self._current)
+            elif executor.is_to_take:
+                self._give_back(self._current, served_ns, fate)
         else:
             self._current = None
             self._succeed(executor, served_ns, status)
@@ -332,9 +336,25 @@ class _Supervisor:
         ready = current is not None and current.ready_ns is not None
         return ready and self._successor is None and self._status is None
 
+    def _is_ending(self) -> bool:
+        return self._is_stopping or self._status is not None
+
     def _let_take(self, executor: Executor) -> None:
+        if self._keeper is not None:
+            self._yielded = self._keeper.socket()
         executor.is_to_take = True
         executor.order("take")
+
+    def _give_back(self, current: Executor, served_ns: int | None, fate: str) -> None:
+        """Have *current* have its name again: its successor has died before it said "taken"."""
+        if self._keeper is None or self._keeper.socket() == self._yielded:
+            self._let_take(current)
+            return
+        # The socket there is the dead one's, and nobody can connect to *current* any more.
+        self._current = None
+        self._old.append(current)
+        current.order("replaced")
+        self._back_off(served_ns, fate)
 
     def _taken(self, successor: Executor, at_ns: int) -> None:
         """The successor has the name: what it replaces drains."""
@@ -351,7 +371,7 @@ class _Supervisor:
     def _not_reloaded(self, failure: dict[str, str]) -> None:
         if self._keeper is not None:
             self._keeper.clear()
-        if self._is_stopping:
+        if self._is_ending():
             return  # which is why; who waits is told in the end
         log.error("%s is not reloaded: %s", self._called, failure["message"])
         if self._current is not None:

@@ -16,6 +16,8 @@ from ..app.reports import error_in
 from ..errors import ShmbatchError
 from ..protocol.endings import ending
 
+_REAP_S = 5.0  # longer than the supervisor of an executor needs, told to end at once
+
 
 class Child:
     """A process of this one, in a session of its own, that reports as `reports` says.
@@ -114,8 +116,12 @@ class Child:
         self._popen.kill()
 
     def reap(self) -> None:
-        """Wait until it is dead, whatever else there is to do."""
-        self._popen.wait()
+        """Wait until it is dead, whatever else there is to do; kill it if that takes too long."""
+        try:
+            self._popen.wait(_REAP_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
 
     def _hear(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ def of(subject: str, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(each["level"], each["found"]) for each in found if each["subject"] == subject]
 
 
-def examined(*options: str, status: int = 0) -> list[dict[str, Any]]:
-    """What it says of this process."""
+def examined(*options: str) -> list[dict[str, Any]]:
+    """What it says of this process, on whatever machine."""
     result = CliRunner().invoke(doctor.command, ["--json", *options])
-    assert result.exit_code == status, result.output
     found: list[dict[str, Any]] = json.loads(result.output)
+    assert result.exit_code == any(each["level"] == "problem" for each in found)
     return found
 
 
@@ -34,10 +35,10 @@ def test_it_prints_a_line_for_each_check_and_the_remedy_below() -> None:
     result = ran("doctor", SHMBATCH_WAIT="swim")
     assert (result.stderr, result.returncode) == ("", 1)
     lines = result.stdout.splitlines()
-    at = next(number for number, line in enumerate(lines) if line.startswith("problem"))
-    assert lines[at].split() == ["problem", "settings", "SHMBATCH_WAIT", "is", "'swim'"]
+    words = ["problem", "settings", "SHMBATCH_WAIT", "is", "'swim'"]
+    at = [line.split() for line in lines].index(words)
     assert lines[at + 1].strip() == "-> it must be one of auto, spin, park"
-    assert sum(line.startswith("ok ") for line in lines) > 10
+    assert sum(line.startswith("ok ") for line in lines) > 5
 
 
 @pytest.mark.no_transport
@@ -47,7 +48,7 @@ def test_a_directory_that_cannot_be_used_is_a_problem(
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
         patch.setenv("SHMBATCH_DIR", str(tmp_path / "file"))
-        found = examined(status=1)
+        found = examined()
     assert of("directory of sockets", found) == [
         ("problem", f"'{tmp_path}/file' is not a directory")
     ]
@@ -91,6 +92,7 @@ def test_it_finds_who_lives_who_is_deaf_and_what_the_dead_have_left(
         dead.kill()
         dead.wait()
         (shm / f"shmbatch-{dead.pid}-ab").touch()
+        os.utime(shm / f"shmbatch-{dead.pid}-ab", (1, 1))
         (shm / f"shmbatch-{well.pid}-cd").touch()
         found = examined()
         answers, silent = of("executors", found)[::-1]

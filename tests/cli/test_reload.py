@@ -8,18 +8,28 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import shmbatch
-from shmbatch.client import pool
+from shmbatch.client import pool, stopping
 from shmbatch.client.reloading import reload
 from shmbatch.protocol import owners
 from shmbatch.protocol.directory import socket_path
 from tests import processes
-from tests.cli.test_restart import ended, executor_of, supervised
-from tests.programs import GATED, SERVED, Watched, ran, started, written
+from tests.programs import (
+    GATED,
+    SERVED,
+    Watched,
+    ended,
+    executor_of,
+    ran,
+    started,
+    supervised,
+    written,
+)
 
 VERSION = """
     @app.function()
@@ -273,3 +283,78 @@ def test_a_supervisor_that_ends_during_a_reload_leaves_nobody(tmp_path: Path, nu
                 if number == signal.SIGTERM:
                     assert loading.gone()
         supervisor.wait(60)
+
+
+CONNECTS = "import shmbatch; print(shmbatch.connect('served.version', timeout=0).remote(0))"
+
+# Dies when it has the name, and before it can say that it has; once.
+DIES_WITH_THE_NAME = """
+import os, pathlib, signal
+from shmbatch.executor.tenure import Tenure
+
+if not pathlib.Path(__file__).with_name("died").exists():
+    pathlib.Path(__file__).with_name("died").touch()
+    take = Tenure.take
+
+    def take_and_die(self):
+        take(self)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Tenure.take = take_and_die
+"""
+
+
+@pytest.mark.slow
+def test_one_that_dies_as_soon_as_it_has_the_name_is_followed_by_another(tmp_path: Path) -> None:
+    file = program(tmp_path, 1)
+    with supervised(file) as supervisor, Watched(executor_of(supervisor)) as old:
+        version = shmbatch.connect("served.version")
+        assert version.remote(0) == 1
+        running = shmbatch.connect("served.gated").spawn(7)
+        processes.wait_until((tmp_path / "entered").exists, "it runs")
+        program(tmp_path, 2)
+        file.write_text(DIES_WITH_THE_NAME + file.read_text())
+        result = ran("reload", "served")
+        assert "was killed by SIGKILL" in result.stderr
+        assert result.returncode == 1
+        assert version.remote(0) == 2  # whoever was connected, and whoever comes
+        assert ran("-c", CONNECTS, python=True).stdout == "2\n"
+        assert not old.gone(0)
+        (tmp_path / "gate").touch()
+        assert running.get(timeout=60) == 7
+        assert old.gone()
+        assert ran("reload", "served").returncode == 0
+        shmbatch.stop("served")
+        status, said = ended(supervisor)
+        assert status == 0
+        assert "served was killed by SIGKILL; it is started again in 0.1 s" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("now", [True, False])
+def test_a_stop_waits_for_the_one_that_was_replaced_and_hurries_it_only_if_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool
+) -> None:
+    with supervised(program(tmp_path, 1)) as supervisor, Watched(executor_of(supervisor)) as old:
+        running = shmbatch.connect("served.gated").spawn(7)
+        processes.wait_until((tmp_path / "entered").exists, "it runs")
+        with Watched(reload("served").pid) as current:
+            if now:
+                shmbatch.stop("served", now=True)
+                assert old.gone(0)
+                with pytest.raises(shmbatch.errors.ExecutorGone):
+                    running.get(timeout=60)
+            else:
+                # After which one that loads is killed; nobody here does.
+                monkeypatch.setattr(stopping, "_KILL_S", 0.1)
+                with ThreadPoolExecutor() as threads:
+                    stopped = threads.submit(shmbatch.stop, "served")
+                    assert current.gone()
+                    assert not old.gone(0.5)
+                    assert not stopped.done()
+                    (tmp_path / "gate").touch()
+                    assert running.get(timeout=60) == 7
+                    stopped.result(timeout=60)
+                assert old.gone(0)
+            assert current.gone(0)
+        assert ended(supervisor)[0] == 0

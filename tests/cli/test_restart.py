@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,17 @@ import shmbatch
 from shmbatch.client.reloading import reload
 from shmbatch.protocol import owners, ownership
 from tests import processes
-from tests.programs import GATED, SERVED, Watched, ran, started, written
+from tests.programs import (
+    GATED,
+    SERVED,
+    Watched,
+    ended,
+    executor_of,
+    ran,
+    started,
+    supervised,
+    written,
+)
 
 # Ends the executor's process from within.
 ENDING = """
@@ -25,34 +32,6 @@ ENDING = """
     def end(statuses: list[int]) -> list[int]:
         os._exit(statuses[0])
 """
-
-
-@contextlib.contextmanager
-def supervised(file: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
-    """Start a supervisor; return it when its executor serves."""
-    with started("start", file, "--restart", *options) as process:
-        assert process.stderr is not None
-        text = process.stderr.readline()
-        assert "serves" in text, text + process.stderr.read()
-        yield process
-
-
-def executor_of(supervisor: subprocess.Popen[str], but: int | None = None) -> int:
-    """Return the executor that serves, another one than *but*."""
-
-    def found() -> int | None:
-        owner = owners.owner("served")
-        if owner is None or owner.state != ownership.SERVING or owner.pid == but:
-            return None
-        assert owner.keeper == supervisor.pid
-        return owner.pid
-
-    return int(processes.wait_until(found, "an executor serves"))
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=60)
-    return process.returncode, said
 
 
 def test_a_killed_executor_is_started_again_under_its_name(tmp_path: Path) -> None:
@@ -150,8 +129,14 @@ def test_a_second_signal_ends_both_at_once(tmp_path: Path, number: int) -> None:
         with Watched(executor_of(supervisor)) as executor:
             running = shmbatch.connect("served.gated").spawn(7)
             processes.wait_until((tmp_path / "entered").exists, "it runs")
-            while not executor.gone(0.05):  # the function never ends by itself
-                supervisor.send_signal(number)
+            supervisor.send_signal(number)
+            processes.wait_until(
+                lambda: [each.state for each in owners.owners()] == [ownership.DRAINING],
+                "it drains",
+            )
+            assert not executor.gone(0)  # the function never ends by itself
+            supervisor.send_signal(number)
+            assert executor.gone()
         assert ended(supervisor)[0] == 128 + number
         with pytest.raises(shmbatch.errors.ExecutorGone):
             running.get(timeout=60)

@@ -3,14 +3,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import shmbatch
-from tests.programs import SERVED, Watched, ran, started, written
+from tests.programs import SERVED, Watched, ended, ran, serving, started, written
 
 GATED = """
     import pathlib, time
@@ -27,23 +25,8 @@ GATED = """
 """
 
 
-@contextlib.contextmanager
-def executor(file: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Start an executor and wait until it says that it serves."""
-    with started("start", file, *options) as process:
-        assert process.stderr is not None
-        text = process.stderr.readline()
-        assert "serves" in text, text + process.stderr.read()
-        yield process
-
-
-def ended(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=60)
-    return process.returncode
-
-
 def test_start_serves_in_the_foreground_and_writes_no_standard_output(tmp_path: Path) -> None:
-    with executor(written(tmp_path, "served.py", SERVED)) as process:
+    with serving(written(tmp_path, "served.py", SERVED)) as process:
         double = shmbatch.connect("served.double")
         assert double.remote(21) == 42
         assert shmbatch.connect("served.pid").remote(0) == process.pid
@@ -54,7 +37,7 @@ def test_start_serves_in_the_foreground_and_writes_no_standard_output(tmp_path: 
 
 def test_a_name_of_its_own_replaces_the_apps(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
-    with executor(file, "--name", "other"), executor(file):
+    with serving(file, "--name", "other"), serving(file):
         assert shmbatch.connect("other.pid").remote(0) != shmbatch.connect("served.pid").remote(0)
         shmbatch.stop("other")
         assert shmbatch.connect("served.double").remote(4) == 8
@@ -63,7 +46,7 @@ def test_a_name_of_its_own_replaces_the_apps(tmp_path: Path) -> None:
 
 def test_a_name_already_served_is_refused_and_its_owner_goes_on(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
-    with executor(file) as process:
+    with serving(file) as process:
         refused = ran("start", file)
         assert refused.stderr == (
             f"error: name 'served' is already served by process {process.pid}; "
@@ -80,13 +63,13 @@ def test_of_many_started_at_once_under_one_name_one_serves(tmp_path: Path) -> No
         processes = [stack.enter_context(started("start", file)) for _ in range(4)]
         served_by = shmbatch.connect("served.pid", timeout=60).remote(0)
         refused = [each for each in processes if each.pid != served_by]
-        assert [ended(each) for each in refused] == [1, 1, 1]
+        assert [ended(each)[0] for each in refused] == [1, 1, 1]
         shmbatch.stop("served")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_calls_already_made_finish(tmp_path: Path, number: signal.Signals) -> None:
-    with executor(written(tmp_path, "served.py", SERVED, GATED)) as process:
+    with serving(written(tmp_path, "served.py", SERVED, GATED)) as process:
         running = shmbatch.connect("served.gated").spawn(7)
         waiting = [shmbatch.connect("served.never").spawn(i) for i in range(3)]
         while not (tmp_path / "entered").exists():
@@ -95,12 +78,12 @@ def test_a_signal_lets_calls_already_made_finish(tmp_path: Path, number: signal.
         (tmp_path / "gate").touch()
         assert running.get(timeout=60) == 7
         assert [call.get(timeout=60) for call in waiting] == [0, 1, 2]
-        assert ended(process) == 0
+        assert ended(process)[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    with executor(written(tmp_path, "served.py", SERVED, GATED)) as process:
+    with serving(written(tmp_path, "served.py", SERVED, GATED)) as process:
         running = shmbatch.connect("served.gated").spawn(7)
         while not (tmp_path / "entered").exists():
             os.sched_yield()
@@ -108,18 +91,18 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals)
         with gone:
             while not gone.gone(0.05):  # the function never ends by itself
                 process.send_signal(number)
-        assert ended(process) == 128 + number
+        assert ended(process)[0] == 128 + number
         with pytest.raises(shmbatch.errors.ExecutorGone):
             running.get(timeout=60)
 
 
 def test_a_killed_executor_leaves_a_name_that_the_next_one_takes(tmp_path: Path) -> None:
     file = written(tmp_path, "served.py", SERVED)
-    with executor(file) as process:
+    with serving(file) as process:
         assert shmbatch.connect("served.double").remote(1) == 2
         process.kill()
         ended(process)
-    with executor(file):  # and who connects now does not get the dead one's connection
+    with serving(file):  # and who connects now does not get the dead one's connection
         assert shmbatch.connect("served.double").remote(1) == 2
         shmbatch.stop("served")
 
@@ -175,7 +158,7 @@ def test_calling_an_executor_from_inside_itself_is_refused(tmp_path: Path) -> No
     def inside(xs: list[int]) -> list[int]:
         return [double.remote(x) for x in xs]
     """
-    with executor(written(tmp_path, "served.py", SERVED, inside)):
+    with serving(written(tmp_path, "served.py", SERVED, inside)):
         with pytest.raises(shmbatch.errors.ConfigError, match="is called inside its own executor"):
             shmbatch.connect("served.inside").remote(1)
         shmbatch.stop("served")
@@ -189,7 +172,7 @@ def test_an_executor_drains_when_its_supervisor_is_gone(tmp_path: Path) -> None:
         waiting = shmbatch.connect("served.never", timeout=60).spawn(3)
         os.close(theirs)
         assert waiting.get(timeout=60) == 3
-        assert ended(process) == 0
+        assert ended(process)[0] == 0
 
 
 @pytest.mark.no_transport  # posix has no slots to be that greedy with; see test_posix
@@ -203,7 +186,7 @@ def test_more_slots_than_there_is_memory_for_are_refused_and_others_go_on(tmp_pa
     def greedy(xs: UInt8[np.ndarray, "batch 16777216"]) -> list[int]:
         return [0 for _ in xs]
     """
-    with executor(written(tmp_path, "served.py", SERVED, greedy)):
+    with serving(written(tmp_path, "served.py", SERVED, greedy)):
         with pytest.raises(shmbatch.errors.HandshakeError) as caught:
             shmbatch.connect("served.greedy")
         assert "one more of 'served.greedy' takes 2199" in str(caught.value)

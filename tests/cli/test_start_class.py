@@ -12,8 +12,7 @@ import pytest
 
 import shmbatch
 from shmbatch.app.load import load_file
-from tests.cli.test_start import ended, executor
-from tests.programs import ran, written
+from tests.programs import ended, ran, serving, written
 
 pytestmark = pytest.mark.no_transport  # how it is started; its calls are in tests/client
 
@@ -65,7 +64,7 @@ def test_an_instance_is_served_under_the_name_that_producers_look_for(
 ) -> None:
     three = model(seed=3, name="a=b é")
     name = three.told.address.served_as()
-    with executor(f"{file}::Model", "--param", "seed=3", "--param", "name=a=b é") as process:  # type: ignore[arg-type]
+    with serving(f"{file}::Model", "--param", "seed=3", "--param", "name=a=b é") as process:
         assert three.told.remote() == [process.pid, 3, "a=b é", 0.5]
         assert three.plus.remote(1) == 4
         assert shmbatch.connect(f"{name}.Model.plus").remote(1) == 4
@@ -77,14 +76,14 @@ def test_an_instance_is_served_under_the_name_that_producers_look_for(
         assert f"error: name {name!r} is already served by process {process.pid}" in taken.stderr
         assert taken.returncode == 1
         assert ran("stop", name).returncode == 0
-        assert ended(process) == 0
+        assert ended(process)[0] == 0
 
 
 def test_a_name_of_its_own_replaces_that_of_the_instance(file: Path, model: Any) -> None:
-    with executor(f"{file}::Model", "--param", "seed=3", "--name", "three") as process:  # type: ignore[arg-type]
+    with serving(f"{file}::Model", "--param", "seed=3", "--name", "three") as process:
         assert shmbatch.connect("three.Model.told").remote() == [process.pid, 3, "", 0.5]
         shmbatch.stop("three")
-        assert ended(process) == 0
+        assert ended(process)[0] == 0
 
 
 def test_an_instance_is_served_in_the_background_with_a_log_of_its_name(
@@ -109,12 +108,12 @@ def test_an_instance_is_served_in_the_background_with_a_log_of_its_name(
 
 def test_without_a_class_what_needs_no_parameters_is_served(tmp_path: Path) -> None:
     file = written(tmp_path, "both.py", MODEL, OTHER)
-    with executor(file) as process:
+    with serving(file) as process:
         assert shmbatch.connect("both.Other.told").remote() == process.pid
         with pytest.raises(shmbatch.errors.UnknownFunction):
             shmbatch.connect("both.Model.plus")
         shmbatch.stop("both")
-        assert ended(process) == 0
+        assert ended(process)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ SOUND: dict[str, tuple[Callable[..., Finding], dict[str, Any]]] = {
             "room": 78,
         },
     ),
-    "left": (names.left, {"names": [], "shared_memory": [], "swept": False}),
+    "left": (names.left, {"what": [], "removed": None}),
     "logs": (names.logs, {"path": "/home/me/.local/state/shmbatch", "error": None}),
     "setting": (names.setting, {"error": None, "chosen": "transport linux"}),
 }
@@ -105,7 +106,8 @@ def test_a_sound_machine_is_ok_and_needs_no_remedy(check: str) -> None:
         ("directory", {"free": 0}, "problem", "full tmpfs", "SHMBATCH_DIR"),
         ("directory", {"room": 0}, "problem", "too long", "shorter"),
         ("directory", {"room": 20}, "warning", "20 characters", "20 shorter"),
-        ("left", {"names": ["a"], "shared_memory": ["b"]}, "warning", "name a, /dev/shm/b", "fix"),
+        ("left", {"what": ["name a", "b"]}, "warning", "name a, b", "fix"),
+        ("left", {"what": ["name a"], "removed": ["b"]}, "warning", "be removed: name a", "owns"),
         ("logs", {"error": "no"}, "warning", "shmbatch': no", "--log FILE"),
         ("setting", {"error": "wait is 'x'; use y"}, "problem", "wait is 'x'", "use y"),
     ],
@@ -127,7 +129,8 @@ def test_what_is_wrong_is_said_with_a_number_and_a_remedy(
         ("shm", {"transport": "linux", "room": None}),
         ("gpu", {"driver": None}),
         ("gpu", {"torch": None}),
-        ("left", {"names": ["a"], "swept": True}),
+        ("left", {"removed": ["name a"]}),
+        ("left", {"removed": []}),
         ("huge pages", {"shmem_enabled": ""}),
         ("cpus", {"usable": 2, "affinity": 2}),
     ],
@@ -137,7 +140,7 @@ def test_what_does_not_matter_is_ok(check: str, different: dict[str, Any]) -> No
 
 
 def test_of_much_that_is_left_some_is_shown() -> None:
-    finding = found("left", names=[f"name-{n}" for n in range(9)])
+    finding = found("left", what=[f"name name-{n}" for n in range(9)])
     assert finding.found.endswith("name name-4 and 4 more")
 
 
@@ -189,7 +192,7 @@ def test_the_file_system_of_a_folder_is_that_of_its_nearest_mount(
 ) -> None:
     mounts = tmp_path / "mountinfo"
     monkeypatch.setattr(machine, "_MOUNTS", mounts)
-    inside = tmp_path / "with space"
+    inside = tmp_path / "with späce"
     inside.mkdir()
     escaped = str(inside).replace(" ", "\\040")
     mounts.write_text(
@@ -214,7 +217,9 @@ def test_only_the_dead_have_left_something(
     dead = 2**22 + 1  # more than any pid may be
     for name in (f"shmbatch-{dead}-ab12", f"sem.shmbatch-{dead}-ab12_0", "shmbatch-1-ab12"):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
     (tmp_path / "psm_other").touch()
+    (tmp_path / f"shmbatch-{dead}-young").touch()  # a handshake of another namespace, perhaps
     assert machine.shared_memory_of_the_dead() == {
         str(dead): [f"sem.shmbatch-{dead}-ab12_0", f"shmbatch-{dead}-ab12"]
     }
