@@ -24,7 +24,7 @@ help:
 	@echo 'make bench-quick  run every benchmark for a moment; the figures mean nothing'
 	@echo 'make bench-gpu    measure on a GPU and write benchmarks/results/gpu.json'
 	@echo 'make soak         kill, stop and replace everything for half an hour, and check the books'
-	@echo 'make test-soak    run the tests that take minutes'
+	@echo 'make test-soak    run the tests that take hours in all'
 	@echo 'make clean        remove what the others made'
 
 demo: $(DEMO_VENV)/installed

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are import
 
 from shmbatch.protocol.transport import TRANSPORTS
 from tests import processes
-from tests.crash.reporting import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.reaching import touches_a_transport
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, as it has their
@@ -36,9 +35,12 @@ def sockets_directory() -> Iterator[Path]:
         patch.setenv("PYTHONPATH", processes.environment()["PYTHONPATH"])
         for name in ("NAMES", "WAIT", "TRANSPORT", "DEVICE", "TRUST"):
             patch.delenv(f"SHMBATCH_{name}", raising=False)
+        patch.delenv("NOTIFY_SOCKET", raising=False)
         yield path
         left = sorted(entry.name for entry in path.iterdir())
         left += sorted(processes.shared_memory() - older)  # of executors that modules share, too
+        for name in processes.half_made_semaphores() - older:
+            Path("/dev/shm", name).unlink(missing_ok=True)
     shutil.rmtree(path)
     assert left == [], "names are left"
 

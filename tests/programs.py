@@ -10,13 +10,14 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 import shmbatch
-from shmbatch.protocol import owners
+from shmbatch.protocol import owners, ownership
+from tests.processes import wait_until
 
 PATIENCE_S = 60
 ROOT = Path(shmbatch.__file__).parents[1]
@@ -159,6 +160,40 @@ def started(
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+
+@contextmanager
+def serving(file: Path | str, *options: object) -> Iterator[subprocess.Popen[str]]:
+    """Run `shmbatch start`; return it when it says that it serves."""
+    with started("start", file, *options) as process:
+        assert process.stderr is not None
+        text = process.stderr.readline()
+        assert "serves" in text, text + process.stderr.read()
+        yield process
+
+
+def supervised(file: Path, *options: object) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run a supervisor; return it when its executor serves."""
+    return serving(file, "--restart", *options)
+
+
+def executor_of(supervisor: subprocess.Popen[str], but: int | None = None) -> int:
+    """Return the executor that serves `served`, another one than *but*."""
+
+    def found() -> int | None:
+        owner = owners.owner("served")
+        if owner is None or owner.state != ownership.SERVING or owner.pid == but:
+            return None
+        assert owner.keeper == supervisor.pid
+        return owner.pid
+
+    return int(wait_until(found, "an executor serves"))
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the end; return the status, and what it has said since."""
+    _, said = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, said
 
 
 def line(process: subprocess.Popen[str]) -> str:

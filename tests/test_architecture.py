@@ -102,7 +102,6 @@ HOMES = {
         "client.pool",
         "client.slots",
         "client.succession",
-        "executor.closing",  # closes what a hostile producer has sent along
         "executor.control",
         "executor.lander",  # sleeps for a batch on the device
         "executor.watchdog",  # ends the process when the loop's thread does not come back

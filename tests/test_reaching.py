@@ -24,17 +24,19 @@ OVER_ONE = {
     "tests/cli/test_entrypoint.py",
     "tests/cli/test_printing.py",
     "tests/cli/test_service.py",  # what systemd is told
+    "tests/client/test_line.py",  # one line, two names: no executor is started
+    "tests/client/test_patience.py",
     "tests/cli/test_start_class.py",  # how an instance is started; called in tests/client
     "tests/environment/test_homeless.py",
     "tests/environment/test_limits.py",  # of the machine; each says which transport meets it
     "tests/protocol/test_core_moving.py",  # a ring alone
-    "tests/soak/test_program.py",  # each run is told over which
     "tests/conformance/test_coverage.py",
     "tests/conformance/test_definition.py",
     "tests/contract/",
     "tests/crash/test_leftovers.py",
     "tests/doctor/",
     "tests/executor/test_batcher.py",
+    "tests/executor/test_clocks.py",
     "tests/executor/staging/",
     "tests/executor/test_cuda.py",  # a device that is not there
     "tests/executor/test_delivery.py",  # and those below: over worlds, without processes
@@ -61,6 +63,7 @@ OVER_ONE = {
     "tests/protocol/test_core.py",  # memory that both transports share
     "tests/protocol/test_core_batches.py",
     "tests/protocol/test_core_values.py",
+    "tests/protocol/test_core_watchdog.py",
     "tests/protocol/test_cpus.py",
     "tests/protocol/test_directory.py",
     "tests/protocol/test_layout.py",
@@ -78,6 +81,7 @@ OVER_ONE = {
     "tests/test_reaching.py",
     "tests/tuning/",  # batches in one process, and what is made of their times
     "tests/web/test_bad_input.py",  # and those below: how web workers call does not matter there
+    "tests/web/test_child.py",
     "tests/web/test_docs_page.py",
     "tests/web/test_lifecycle.py",
     "tests/web/test_other_servers.py",

@@ -44,12 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = _soak(director, options)
     except Born as born:
         life = born.life
-    finally:
+    except BaseException as error:
         if os.getpid() == director_pid:
             director.kill_everything()
+            if isinstance(error, KeyboardInterrupt):
+                shutil.rmtree(folder)
+            else:
+                print(f"logs and ledger are kept in {folder}", file=sys.stderr)
+        raise
     if os.getpid() != director_pid:
         producer.live(folder, life)
         return 0
+    director.kill_everything()
     print(_readable(document))
     if options.out is not None:
         _report.write_json(options.out, document)
@@ -89,7 +95,7 @@ def _soak(director: Director, options: argparse.Namespace) -> dict[str, Any]:
     seconds = options.minutes * 60
     print(f"soaking for {options.minutes:g} minutes, seed {options.seed}", file=sys.stderr)
     begun = time.monotonic()
-    director.start_executor()
+    director.executors.start()
     held: dict[str, dict[str, dict[str, int]]] = {}
     for phase, share, executor_lives in (
         ("storm begins", _STORM_BEGINS, False),
@@ -101,10 +107,10 @@ def _soak(director: Director, options: argparse.Namespace) -> dict[str, Any]:
         director.run(share * seconds, executor_lives=executor_lives)
         director.quiesce()
         held[phase] = {
-            "supervisor": watching.held(director.supervisor()),
-            "executor": watching.held(director.executor()),
+            "supervisor": watching.held(director.executors.supervisor_pid),
+            "executor": watching.held(director.executors.pid),
         }
-    director.stop_executor()
+    director.executors.stop(now=bool(director.violations))
     director.violations += _grown(held) + director.left()
     calls, executions = director.books(), director.executions()
     director.violations += [f"{n} calls of `once`: {what}" for what, n in executions.items() if n]
@@ -141,8 +147,6 @@ def _grown(held: dict[str, dict[str, dict[str, int]]]) -> list[str]:
     ):
         was, now = held[before][who], held[after][who]
         for what, amount in now.items():
-            if what in ("proportional", "resident"):
-                continue  # they depend on who else has a library mapped
             allowed = was[what] + (GROWTH_MAX if what == "anonymous" else 0)
             if amount > allowed:
                 found.append(f"{who} has {amount} {what}, after {before} it had {was[what]}")
@@ -164,14 +168,14 @@ def _readable(document: dict[str, Any]) -> str:
     rows = [
         [
             f"{who}, after {phase}",
-            *(f"{each[what] / MIB:.1f}" for what in ("resident", "proportional", "anonymous")),
+            f"{each['anonymous'] / MIB:.1f}",
             *(str(each[what]) for what in ("segments", "descriptors", "threads")),
         ]
         for phase, both in document["held_with_no_producer"].items()
         for who, each in both.items()
     ]
-    head = ["held, MiB", "resident", "proportional", "anonymous"]
-    lines += [_report.table([*head, "segments", "descriptors", "threads"], rows), ""]
+    head = ["held", "anonymous, MiB", "segments", "descriptors", "threads"]
+    lines += [_report.table(head, rows), ""]
     violations = document["violations"]
     lines += [f"VIOLATION: {each}" for each in violations] or [
         "nothing lost, wrong, hanging or left: submitted = outcomes + lost with killed producers"

@@ -1,4 +1,4 @@
-"""Who lives, who is killed, stopped or replaced, and when: everything at random from one seed."""
+"""Which producers live, who is killed, stopped or replaced, and when: all from one seed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ import random
 import re
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import shmbatch
 from benchmarks.soak import watching
 from benchmarks.soak.calls import NAME
+from benchmarks.soak.executors import Executors, send
 from benchmarks.soak.ledger import OUTCOMES, PRODUCERS_MAX, Column, Control, Ledger
 from benchmarks.soak.producer import Life
 from shmbatch import errors
-from shmbatch.protocol import owners, ownership
+from shmbatch.doctor import machine
 
 PRODUCERS = 64
 HANG_S = 90.0  # nothing that a producer does takes a tenth of this
-START_S = 60.0
 
 # Seconds between two of a kind on average, in a soak that is long enough.
 PRODUCER_KILLED_S = 0.7
@@ -36,8 +35,6 @@ EXECUTOR_STOPPED_S = 20.0
 RELOADED_S = 40.0
 
 _TICK_S = 0.02
-_FRESH = 0.2  # of all producers are a fresh Python; the others are forks of a warm one
-_KILLED_LOADING = 0.1  # of the executors that are to be killed and have only begun to load
 _STOP_MAX_S = 2.0
 _COMPLAINT = re.compile(r"producer \d+ lane|Traceback|Exception ignored|Fatal Python error")
 _COMPLAINTS_MAX = 40
@@ -81,73 +78,22 @@ class Director:
         self.started = 0
         self._folder = folder
         self._names = names
-        self._transport = transport
         self._chance = random.Random(seed)
         self._ledger = Ledger(folder)
+        self.executors = Executors(
+            folder, transport, self._chance, self._ledger, self.counts, self.violations
+        )
         self._running: dict[int, Running] = {}  # by pid
         self._to_continue: list[tuple[float, int, Running | None]] = []  # pidfds
-        self._reloading: tuple[subprocess.Popen[bytes], int] | None = None
-        self._supervisor: subprocess.Popen[bytes] | None = None
         self._watched_at = 0.0
-        self._executors: set[int] = set()  # that there have been
-
-    # ---- the executor --------------------------------------------------------------------
-
-    def start_executor(self) -> None:
-        file = Path(__file__).with_name("functions.py")
-        with self.log("executors.log").open("ab") as log:
-            self._supervisor = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "shmbatch", "start", str(file), "--restart"),
-                    *("--name", NAME, "--transport", self._transport),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        if not self._wait_until(self._is_served, START_S, "the executor serves"):
-            raise RuntimeError(f"no executor within {START_S:.0f} s; see {self._folder}")
-
-    def _is_served(self) -> bool:
-        owner = owners.owner(NAME)
-        return owner is not None and owner.state == ownership.SERVING
-
-    def supervisor(self) -> int:
-        assert self._supervisor is not None
-        return self._supervisor.pid
-
-    def executor(self) -> int:
-        owner = owners.owner(NAME)
-        assert owner is not None
-        assert owner.pid is not None
-        return owner.pid
-
-    def stop_executor(self) -> None:
-        """End it as a user does; its supervisor must end well."""
-        assert self._supervisor is not None
-        try:
-            # With something wrong it might never end what it has to.
-            shmbatch.stop(NAME, now=bool(self.violations))
-        except errors.ShmbatchError as error:
-            self.violations.append(f"the executor cannot be stopped: {error}")
-            self._supervisor.terminate()
-        try:
-            status = self._supervisor.wait(START_S)
-        except subprocess.TimeoutExpired:
-            self.violations.append("the supervisor does not end")
-        else:
-            if status != 0:
-                self.violations.append(f"the supervisor ended with status {status}")
 
     def kill_everything(self) -> None:
         """For a soak that was interrupted: leave nobody behind. Idempotent."""
         for each in self._running.values():
-            _signal(each.pidfd, signal.SIGKILL)
+            send(each.pidfd, signal.SIGKILL)
         for pid in watching.processes_in(self._names):
             os.kill(pid, signal.SIGKILL)
-        if self._supervisor is not None:
-            self._supervisor.wait()
+        self.executors.wait()
 
     # ---- phases --------------------------------------------------------------------------
 
@@ -163,7 +109,10 @@ class Director:
             (EXECUTOR_STOPPED_S, self._stop_executor),
         ]
         if not executor_lives:
-            kinds += [(EXECUTOR_KILLED_S, self._kill_executor), (RELOADED_S, self._reload)]
+            kinds += [
+                (EXECUTOR_KILLED_S, self.executors.kill),
+                (RELOADED_S, self.executors.reload),
+            ]
         begun = time.monotonic()
         harms = []
         for every_s, do in kinds:
@@ -187,11 +136,11 @@ class Director:
         if not self._wait_until(lambda: not self._running, 2 * HANG_S, "all producers end"):
             for each in self._running.values():
                 each.killed = True
-                _signal(each.pidfd, signal.SIGKILL)
+                send(each.pidfd, signal.SIGKILL)
             self._wait_until(lambda: not self._running, HANG_S, "killed producers end")
         self._ledger.unsay(Control.OVER)
         self._wait_until(lambda: not self._to_continue, HANG_S, "nobody is stopped")
-        self._wait_until(lambda: self._reloading is None, HANG_S, "reload returns")
+        self._wait_until(lambda: not self.executors.reloading, HANG_S, "reload returns")
         self._wait_until(self._nobody_attached, HANG_S, "the executor lets go of producers")
 
     def _nobody_attached(self) -> bool:
@@ -208,28 +157,27 @@ class Director:
 
     def _start_producer(self) -> None:
         life = Life.drawn(self.started, self._chance)
-        is_fresh = self._chance.random() < _FRESH
         self.started += 1
         self.counts["producers started"] += 1
         self.counts[f"producers of style {life.style}"] += 1
         pid = os.fork()
         if pid == 0:
-            self._become(life, is_fresh)
+            self._become(life)
         ends_by = time.monotonic() + life.seconds + HANG_S
         self._running[pid] = Running(life, pid, os.pidfd_open(pid), ends_by)
 
-    def _become(self, life: Life, is_fresh: bool) -> None:
+    def _become(self, life: Life) -> None:
         """In the child."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with self.log("producers.log").open("ab") as log, Path(os.devnull).open("rb") as nothing:
             os.dup2(nothing.fileno(), 0)
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            if int(entry.name) > 2:
+                with suppress(OSError):  # that the list was read with
+                    os.close(int(entry.name))
         gc.freeze()
-        if is_fresh:
-            command = life.command(self._folder)
-            os.execv(command[0], command)
         raise Born(life)
 
     def _look_after(self, now: float) -> None:
@@ -242,19 +190,13 @@ class Director:
             self._reap(each)
         for at in [each for each in self._to_continue if each[0] <= now]:
             _, pidfd, producer = at
-            _signal(pidfd, signal.SIGCONT)
+            send(pidfd, signal.SIGCONT)
             self._to_continue.remove(at)
             if producer is None:
                 os.close(pidfd)
             else:
                 producer.stopped = False
-        if self._reloading is not None and self._reloading[0].poll() is not None:
-            self._reloaded()
-        if self._supervisor is not None and self._supervisor.poll() is not None:
-            raise RuntimeError(f"the supervisor ended with {self._supervisor.returncode}")
-        owner = owners.owner(NAME)
-        if owner is not None and owner.pid is not None:
-            self._executors.add(owner.pid)
+        self.executors.look()
         if now > self._watched_at + 1:
             self._watched_at = now
             self._watch(now)
@@ -286,9 +228,9 @@ class Director:
                 self.violations.append(
                     f"producer {each.life.number} hangs; where is in producers.log"
                 )
-                _signal(each.pidfd, signal.SIGUSR1)
+                send(each.pidfd, signal.SIGUSR1)
                 time.sleep(1)  # it writes where it is
-                _signal(each.pidfd, signal.SIGKILL)
+                send(each.pidfd, signal.SIGKILL)
                 each.killed = True
 
     # ---- harm ----------------------------------------------------------------------------
@@ -298,7 +240,7 @@ class Director:
         if victim is None:
             return False
         victim.killed = True
-        _signal(victim.pidfd, signal.SIGKILL)
+        send(victim.pidfd, signal.SIGKILL)
         return True
 
     def _stop_producer(self) -> bool:
@@ -306,7 +248,7 @@ class Director:
         if victim is None:
             return False
         victim.stopped = True
-        _signal(victim.pidfd, signal.SIGSTOP)
+        send(victim.pidfd, signal.SIGSTOP)
         self._continue_later(victim.pidfd, victim)
         self.counts["producers stopped for a while"] += 1
         return True
@@ -315,25 +257,11 @@ class Director:
         chosen = [each for each in self._running.values() if not each.killed and not each.stopped]
         return self._chance.choice(chosen) if chosen else None
 
-    def _kill_executor(self) -> bool:
-        pidfd = self._open_executor(_KILLED_LOADING)
-        if pidfd is None:
-            return False
-        self._ledger.tell(Control.KILLS_BEGUN)
-        _signal(pidfd, signal.SIGKILL)
-        select.select([pidfd], [], [], START_S)
-        self._ledger.tell(Control.KILLS_ENDED)
-        os.close(pidfd)
-        self.counts["executors killed"] += 1
-        return True
-
     def _stop_executor(self) -> bool:
-        pidfd = self._open_executor(0.0)
+        pidfd = self.executors.suspend()
         if pidfd is None:
             return False
-        _signal(pidfd, signal.SIGSTOP)
         self._continue_later(pidfd, None)
-        self.counts["executors stopped for a while"] += 1
         return True
 
     def left(self) -> list[str]:
@@ -344,9 +272,9 @@ class Director:
         ]
         found += [f"process {pid} is left" for pid in watching.processes_in(self._names)]
         found += [f"'{path.name}' is left" for path in self._names.iterdir()]
-        for name, maker in watching.shared_memory_of_the_dead().items():
-            if maker in self._executors:
-                found.append(f"'/dev/shm/{name}' is left")
+        for maker, names in machine.shared_memory_of_the_dead().items():
+            if int(maker) in self.executors.known:
+                found += [f"'/dev/shm/{name}' is left" for name in names]
         return found
 
     def complaints(self) -> list[str]:
@@ -358,52 +286,9 @@ class Director:
                 found += [f"{log}: {line}" for line in lines if _COMPLAINT.search(line)]
         return found[:_COMPLAINTS_MAX]
 
-    def _open_executor(self, loading: float) -> int | None:
-        """Return a pidfd of whoever has the name; None if it is not to be harmed now."""
-        owner = owners.owner(NAME)
-        if owner is None or owner.pid is None or owner.pid == owner.keeper:
-            return None  # nobody, or the supervisor is about to start one
-        if owner.state != ownership.SERVING and self._chance.random() >= loading:
-            return None
-        try:
-            pidfd = os.pidfd_open(owner.pid)
-        except ProcessLookupError:
-            return None
-        if owners.owner(NAME) != owner:  # the number may be another's by now
-            os.close(pidfd)
-            return None
-        return pidfd
-
     def _continue_later(self, pidfd: int, producer: Running | None) -> None:
         at = time.monotonic() + self._chance.uniform(0.01, _STOP_MAX_S)
         self._to_continue.append((at, pidfd, producer))
-
-    def _reload(self) -> bool:
-        if self._reloading is not None or not self._is_served():
-            return False
-        with self.log("reloads.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "shmbatch", "reload", NAME],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._reloading = process, self._ledger.told(Control.KILLS_ENDED)
-        return True
-
-    def _reloaded(self) -> None:
-        assert self._reloading is not None
-        process, kills_before = self._reloading
-        self._reloading = None
-        if process.returncode == 0:
-            self.counts["executors replaced by reload"] += 1
-        elif self._ledger.told(Control.KILLS_BEGUN) > kills_before:
-            self.counts["reloads that a kill has spoilt"] += 1
-        else:
-            self.violations.append(
-                f"reload ended with status {process.returncode}: "
-                f"{self.log('reloads.log').read_text()[-300:]}"
-            )
 
     # ---- small things --------------------------------------------------------------------
 
@@ -442,10 +327,3 @@ class Director:
 
     def executions(self) -> dict[str, int]:
         return self._ledger.executed_wrongly(self.started)
-
-
-def _signal(pidfd: int, number: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        pass  # it has just ended by itself

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import json
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +45,6 @@ class Life:
             ending=chance.choice(ENDINGS),
             seconds=chance.uniform(0.5, 1.5) * seconds,
         )
-
-    def command(self, folder: Path) -> list[str]:
-        """What a fresh Python is started with to be this producer."""
-        return [sys.executable, "-m", __spec__.name, str(folder), json.dumps(asdict(self))]
 
 
 def live(folder: Path, life: Life) -> None:
@@ -116,12 +110,3 @@ def _leave(lane: Lane) -> None:
         pending.append(function.spawn(lane.value(attempt)))
     threading.Thread(target=pending[0].get, daemon=True).start()
     _leave.pending = pending  # type: ignore[attr-defined] # for as long as the interpreter lives
-
-
-def main() -> None:
-    folder, life = sys.argv[1:]
-    live(Path(folder), Life(**json.loads(life)))
-
-
-if __name__ == "__main__":
-    main()

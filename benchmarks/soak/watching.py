@@ -15,23 +15,11 @@ def held(pid: int) -> dict[str, int]:
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB", rollup, re.MULTILINE))
     maps = Path(f"/proc/{pid}/maps").read_text()
     return {
-        "resident": int(kilobytes["Rss"]) * 1024,
-        "proportional": int(kilobytes["Pss"]) * 1024,
         "anonymous": int(kilobytes["Anonymous"]) * 1024,
         "segments": sum(maps.count(path) for path in _SHARED),
         "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
         "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
     }
-
-
-def shared_memory_of_the_dead() -> dict[str, int]:
-    """What is in /dev/shm under the name of a process that is no more, and of which."""
-    left = {}
-    for entry in Path("/dev/shm").iterdir():
-        maker = re.match(r"(?:sem\.)?shmbatch-(\d+)-", entry.name)
-        if maker is not None and not Path(f"/proc/{maker[1]}").exists():
-            left[entry.name] = int(maker[1])
-    return left
 
 
 def descendants(of: int) -> dict[int, str]:

@@ -11,7 +11,7 @@ from tests import processes
 
 app = shmbatch.App()
 LIMIT_S = 0.8
-PATIENT_S = 2.5
+PATIENT_S = 1.5
 
 
 @app.function()
@@ -39,6 +39,20 @@ async def awaits(xs: list[float]) -> list[float]:
         await asyncio.get_running_loop().create_future()
     await asyncio.sleep(xs[0])
     return xs
+
+
+class Sticky:
+    """A result that can be made and not be sent."""
+
+    def __reduce__(self) -> str:
+        threading.Event().wait()
+        return ""
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, codec="pickle", execution_timeout=LIMIT_S)
+def delivers(xs: list[int]) -> list[object]:
+    return [Sticky() if x < 0 else x for x in xs]
 
 
 @app.function()

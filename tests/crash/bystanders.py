@@ -90,7 +90,7 @@ class Bystander:
         return all(each["producers"] <= 1 for each in counted)
 
 
-class Watched(Bystander):
+class Attentive(Bystander):
     """A bystander that knows what its executor has open, mapped and named."""
 
     def __init__(self, executor: Served) -> None:

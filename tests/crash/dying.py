@@ -2,8 +2,8 @@
 
 Told what to do line by line on standard input, in JSON: ``role`` and ``arguments``, ``points`` of
 which kind (`core`, those of faults.h; `lines`, the lines of our Python) and ``at`` which of them.
-It answers with the child's pid, and with what became of it when it is gone. The modules that a
-child needs are loaded before, so a child costs milliseconds and thousands are affordable.
+It answers with what became of the child when that is gone. The modules that a child needs are
+loaded before, so a child costs milliseconds and thousands are affordable.
 """
 
 from __future__ import annotations
@@ -164,7 +164,6 @@ def main() -> None:
             os.close(ready_out)
             live(order, chosen)
         os.close(roles.ready_fd)
-        say({"pid": pid})
         with os.fdopen(ready_out, "rb") as pipe:
             report = pipe.readline()
         if report:

@@ -2,8 +2,8 @@
  *
  * Given to the compiler ahead of the core's own files (-include), which know nothing of it. There
  * is a point after every store and read-modify-write of an atomic word, which is before the next
- * one; one halfway and one after every copy; one before and one after every futex call, since
- * others go on while it sleeps. A process passes points, which are counted from fault_arm on, by
+ * one; one halfway and one after every memcpy; one before and one after every system call, most
+ * of them of a futex, since others go on while it sleeps. A process passes points, which are counted from fault_arm on, by
  * all of its threads together; at the n-th it kills itself.
  */
 #ifndef SHMBATCH_FAULTS_H
@@ -44,6 +44,10 @@ const fault_site *fault_site_at(size_t number);
 
 /* ---- what the core's files see instead ---------------------------------------------------- */
 
+/* An atomic word cannot be assigned, only written by what is defined below. */
+#define _Atomic const
+#define FAULT_WORD(at) ((__typeof__((void)0, *(at)) *)(at))
+
 #define FAULT_SITE(what)                                                                           \
     static fault_site fault_here __attribute__((section("fault_sites"), aligned(8), used)) = {     \
         __FILE__, what, __LINE__, __func__}
@@ -54,7 +58,7 @@ const fault_site *fault_site_at(size_t number);
         FAULT_SITE("store");                                                                       \
         __auto_type fault_at = (at);                                                               \
         __typeof__((void)0, *fault_at) fault_value = (value);                                      \
-        __atomic_store(fault_at, &fault_value, (order));                                           \
+        __atomic_store(FAULT_WORD(fault_at), &fault_value, (order));                               \
         fault_point(&fault_here, 1);                                                               \
     })
 
@@ -68,28 +72,28 @@ const fault_site *fault_site_at(size_t number);
 
 #undef atomic_fetch_add_explicit
 #define atomic_fetch_add_explicit(at, by, order)                                                   \
-    FAULT_FETCH("add", __atomic_fetch_add((at), (by), (order)))
+    FAULT_FETCH("add", __atomic_fetch_add(FAULT_WORD(at), (by), (order)))
 #undef atomic_fetch_sub_explicit
 #define atomic_fetch_sub_explicit(at, by, order)                                                   \
-    FAULT_FETCH("subtract", __atomic_fetch_sub((at), (by), (order)))
+    FAULT_FETCH("subtract", __atomic_fetch_sub(FAULT_WORD(at), (by), (order)))
 #undef atomic_fetch_or_explicit
 #define atomic_fetch_or_explicit(at, by, order)                                                    \
-    FAULT_FETCH("or", __atomic_fetch_or((at), (by), (order)))
+    FAULT_FETCH("or", __atomic_fetch_or(FAULT_WORD(at), (by), (order)))
 #undef atomic_fetch_and_explicit
 #define atomic_fetch_and_explicit(at, by, order)                                                   \
-    FAULT_FETCH("and", __atomic_fetch_and((at), (by), (order)))
+    FAULT_FETCH("and", __atomic_fetch_and(FAULT_WORD(at), (by), (order)))
 
 #undef atomic_exchange_explicit
 #define atomic_exchange_explicit(at, value, order)                                                 \
-    FAULT_FETCH("exchange", __atomic_exchange_n((at), (value), (order)))
+    FAULT_FETCH("exchange", __atomic_exchange_n(FAULT_WORD(at), (value), (order)))
 
 #define FAULT_COMPARE(what, at, expected, value, weak, order, otherwise)                          \
     __extension__({                                                                                \
         FAULT_SITE(what);                                                                          \
         __auto_type fault_at = (at);                                                               \
         __typeof__((void)0, *fault_at) fault_value = (value);                                      \
-        _Bool fault_done = __atomic_compare_exchange(fault_at, (expected), &fault_value, weak,     \
-                                                     (order), (otherwise));                        \
+        _Bool fault_done = __atomic_compare_exchange(                                              \
+            FAULT_WORD(fault_at), (expected), &fault_value, weak, (order), (otherwise));           \
         fault_point(&fault_here, 1);                                                               \
         fault_done;                                                                                \
     })
@@ -101,7 +105,7 @@ const fault_site *fault_site_at(size_t number);
 #define atomic_compare_exchange_strong_explicit(at, expected, value, order, otherwise)             \
     FAULT_COMPARE("compare", at, expected, value, 0, order, otherwise)
 
-/* Any other way to write an atomic word would go unnoticed: let the compiler refuse it. */
+/* Nor by anything else of <stdatomic.h>, and nothing is copied but with memcpy. */
 #undef atomic_store
 #undef atomic_exchange
 #undef atomic_fetch_add
@@ -126,7 +130,7 @@ const fault_site *fault_site_at(size_t number);
 
 #define syscall(...)                                                                               \
     __extension__({                                                                                \
-        FAULT_SITE("futex");                                                                       \
+        FAULT_SITE("system call");                                                                       \
         fault_point(&fault_here, 0);                                                               \
         long fault_status = (syscall)(__VA_ARGS__);                                                \
         fault_point(&fault_here, 1);                                                               \

@@ -14,8 +14,11 @@ import shmbatch
 from shmbatch import errors
 from tests import processes
 from tests.crash import roles
-from tests.crash.bystanders import TOLD, mapped, swept
+from tests.crash.bystanders import TOLD, Bystander, mapped, swept
+from tests.crash.points import End, Victims
 from tests.processes import PATIENCE_S
+
+NAME = "succession"
 
 Outcomes = dict[int, Any]
 
@@ -113,3 +116,20 @@ def _outcome(call: Any, x: int) -> Any:
         return call(x)
     except TOLD as error:
         return error
+
+
+def kill_moving(supervisors: Victims, producers: Victims, transport: str, at: int = 0) -> End:
+    """Kill a producer at one of the points that it passes once its executor is dead."""
+    supervisors.fork("executor", NAME, transport, "--restart")
+    assert "ready" in supervisors.line()
+    bystander = Bystander(NAME)
+    bystander.waits()
+    producers.fork("moved", NAME, at=at)
+    end = producers.end()
+    bystander.goes_on()
+    bystander.has_all_slots()
+    roles.hang_up(NAME)
+    shmbatch.stop(NAME)
+    assert supervisors.end(supervised=True).status == 0
+    swept(NAME)
+    return end

@@ -9,7 +9,6 @@ import random
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 import shmbatch
 from shmbatch import errors
 from tests import processes
+from tests.crash.bystanders import mapped, swept
 from tests.processes import PATIENCE_S, Gate, Program, Served
 
 # Makes calls of every kind, checks results, prints a line for each hundred; says what ended it.
@@ -48,24 +48,11 @@ except (shmbatch.errors.ExecutorGone, shmbatch.errors.ExecutorClosed,
 ENDS = {"ExecutorGone", "ExecutorClosed", "ExecutorNotFound"}
 
 
-def shared_maps(pid: int) -> int:
-    """How many segments and semaphores a process has mapped."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    return sum(maps.count(path) for path in ("/memfd:shmbatch-segment", "/dev/shm/"))
-
-
 def last_line(program: Program) -> str:
     """Read until the program says what ended it."""
     while (line := program.line()) not in ENDS:
         pass
     return line
-
-
-def swept(name: str) -> None:
-    """Nobody serves *name*, and asking removes what a killed executor left in the directory."""
-    with pytest.raises(errors.ExecutorNotFound):
-        shmbatch.stop(name)
-    assert not list(Path(os.environ["SHMBATCH_DIR"]).glob(f"{name}*"))
 
 
 def cycle(number: int) -> None:
@@ -123,7 +110,7 @@ def executor(gate: Gate) -> Iterator[Served]:
 def test_a_dead_producers_memory_and_descriptors_are_freed(executor: Served) -> None:
     double = executor.connect("double")
     assert double.remote(1) == 2
-    mapped_before = shared_maps(executor.pid)
+    mapped_before = mapped(executor.pid)
     # At most, since some of a handshake's may still be open here.
     open_before = len(processes.descriptors(executor.pid))
     for number in range(3):
@@ -134,7 +121,7 @@ def test_a_dead_producers_memory_and_descriptors_are_freed(executor: Served) -> 
     processes.wait_until(
         lambda: len(processes.descriptors(executor.pid)) <= open_before, "descriptors are closed"
     )
-    processes.wait_until(lambda: shared_maps(executor.pid) == mapped_before, "memory is unmapped")
+    processes.wait_until(lambda: mapped(executor.pid) == mapped_before, "memory is unmapped")
     assert double.remote(2) == 4
 
 
@@ -247,16 +234,3 @@ with crash.app.run() as running:
 @pytest.mark.parametrize("number", range(12))
 def test_start_connect_kill_stop(number: int) -> None:
     cycle(number)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_start_connect_kill_stop_three_hundred_times() -> None:
-    before = processes.descriptors(), processes.children(), processes.shared_memory()
-    for number in range(1000, 1300):
-        cycle(number)
-        assert (
-            processes.descriptors(),
-            processes.children(),
-            processes.shared_memory(),
-        ) == before

@@ -43,19 +43,19 @@ def test_a_call_beside_a_flood_is_in_the_next_batch(gate: Gate, transport: str) 
 
 
 @pytest.mark.slow
-def test_who_floods_is_told_and_takes_no_more_memory(gate: Gate, transport: str) -> None:
+def test_who_floods_is_told_and_leaves_no_more_waiting_than_slots(
+    gate: Gate, transport: str
+) -> None:
     with processes.served("crash.py", "crash") as executor:
         held = executor.connect("held").with_options(timeout=0)
         first = held.spawn(0)
         gate.arrived()
-        before = executor.statistics("held")
-        pending = [held.spawn(1) for _ in range(before["slots"] - 1)]
+        slots = executor.statistics("held")["slots"]
+        pending = [held.spawn(1) for _ in range(slots - 1)]
         for _ in range(1000):
-            with pytest.raises(errors.RingFull, match=f"all {before['slots']} slots"):
+            with pytest.raises(errors.RingFull, match=f"all {slots} slots"):
                 held.remote(2)
-        after = executor.statistics("held")
-        assert after["segment_nbytes"] == before["segment_nbytes"]
-        assert after["calls_waiting"] == before["slots"] - 1
+        assert executor.statistics("held")["calls_waiting"] == slots - 1
         del pending
         gate.open()
         assert first.get() == 0

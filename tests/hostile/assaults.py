@@ -1,7 +1,7 @@
 """What a hostile producer does to an executor, one way after another; a program of its own.
 
-``python -m tests.hostile.assaults NAME HOW`` waits for a line, does it, prints what came of it,
-and waits for its end.
+``python -m tests.hostile.assaults NAME HOW...`` waits for a line, does the first, prints what came
+of it, and so on; then it waits for its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 from shmbatch.protocol import control, layout
 from shmbatch.protocol._core import Bell
-from tests.hostile.raw import Raw
+from tests.hostile import scribbling
+from tests.hostile.raw import Raw, Segment
 
 LINGER_S = 3600
 HOLD: list[object] = []  # what must not be closed before this process ends
@@ -67,44 +68,47 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def attached(name: str, function: str) -> Raw:
-    raw = Raw(name)
+def kept(raw: Raw) -> Raw:
     HOLD.append(raw)
-    raw.attach(function)
-    raw.attached()
     return raw
+
+
+def attached(name: str, function: str) -> tuple[Raw, Segment]:
+    raw = kept(Raw(name))
+    return raw, raw.attach(function)
 
 
 # ---- the ways ---------------------------------------------------------------------------------
 
 
-def scribbles_without_pause(name: str) -> str:
-    """Over the whole segment, all words random, while it calls."""
+def scribbles_words(name: str) -> str:
+    """Over the whole segment, and over its head as often, all words random, while it calls."""
     chance = random.Random(5)
-    raw = attached(name, "double")
+    raw, segment = attached(name, "double")
     while not control.is_gone(raw.sock, None):
-        for _ in range(50):
-            raw.write(4 * chance.randrange(len(raw.memory) // 4), chance.getrandbits(32))
-        raw.publish(chance.randrange(raw.where.capacity))
-        raw.ring()
+        for end in (len(segment.memory), segment.where.columns[0]) * 25:
+            segment.write(4 * chance.randrange(end // 4), chance.getrandbits(32))
+        segment.publish(chance.randrange(segment.where.capacity))
+        segment.ring()
     return "hung up"
 
 
 def saturates_counters(name: str) -> str:
-    raw = attached(name, "double")
+    raw, segment = attached(name, "double")
     for word in (0xFFFFFFFF, 0x7FFFFFFF, 0xFFFF, 0):
-        raw.write(layout.COMPLETIONS, word)
-        raw.write(layout.WITHDRAWN, word)
-        raw.publish(1)
-        raw.ring()
-        while raw.read(raw.state_at(1)) & 7 in (1, 2) and not control.is_gone(raw.sock, None):
-            pass
+        segment.write(layout.COMPLETIONS, word)
+        segment.write(layout.WITHDRAWN, word)
+        segment.publish(1)
+        segment.ring()
+        while segment.read(segment.state_at(1)) & 7 in (1, 2):
+            if control.is_gone(raw.sock, None):
+                break
     return "done"
 
 
 def bends_shared_descriptors(name: str) -> str:
     """What belongs to an open file belongs to all who have a descriptor of it."""
-    raw = attached(name, "triple")
+    raw, _ = attached(name, "triple")
     with (
         tempfile.TemporaryDirectory() as folder,
         socket.socket(fileno=os.dup(raw.loop_fd)) as loop,
@@ -129,25 +133,42 @@ def bends_shared_descriptors(name: str) -> str:
     return "done"
 
 
+def is_told() -> bool:
+    return bool(select.select([0], [], [], 0)[0])
+
+
 def storms(name: str) -> str:
     """Rings, wakes, and fills the socket of the event loop, as fast as it can."""
-    raw = attached(name, "triple")
-    bell = Bell(raw.bell_memory)
+    raw, segment = attached(name, "triple")
+    bell = Bell(segment.bell_memory)
     with socket.socket(fileno=os.dup(raw.loop_fd)) as loop:
-        while not select.select([0], [], [], 0)[0]:
+        while not is_told():
             for _ in range(200):
                 bell.ring()
-                raw.transport.wake_executor()
+                segment.transport.wake_executor()
                 with suppress(OSError):
                     loop.send(b"!" * 16, socket.MSG_DONTWAIT)
     os.read(0, 1)
     return "done"
 
 
+def scribbles_over_the_bell(name: str) -> str:
+    """Which all producers share."""
+    _, segment = attached(name, "double")
+    memory, chance = segment.bell_memory, random.Random(1)
+    while not is_told():
+        for at in (0, 64):
+            memory[at : at + 4] = chance.choice([bytes(4), b"\xff" * 4, chance.randbytes(4)])
+    os.read(0, 1)
+    return "done"
+
+
 def sends_descriptors_that_linger(name: str) -> str:
     """To who would have to close them: the control thread, the loop, whoever ends the executor."""
-    stranger, plain = kept(Raw(name)), attached(name, "double")
-    first, second, scribbler, waker = (attached(name, "triple") for _ in range(4))
+    stranger, (plain, _) = kept(Raw(name)), attached(name, "double")
+    (first, _), (second, _), (scribbler, segment), (waker, _) = (
+        attached(name, "triple") for _ in range(4)
+    )
     with (
         socket.socket(fileno=os.dup(waker.loop_fd)) as loop,
         stopped(control.peer_credentials(stranger.sock).pid),
@@ -158,16 +179,11 @@ def sends_descriptors_that_linger(name: str) -> str:
             # The first message ends the connection, and the next is in the queue when it closes.
             raw.send({"kind": "nonsense"})
             given_away(raw.sock, b"more", lingering())
-        scribbler.write(layout.TAIL, 1 << 30)
+        segment.write(layout.TAIL, 1 << 30)
         given_away(scribbler.sock, b"\x81\xa4kind\xa8attached", lingering())
-        scribbler.ring()
+        segment.ring()
         given_away(loop, b"!", lingering())
     return "sent"
-
-
-def kept(raw: Raw) -> Raw:
-    HOLD.append(raw)
-    return raw
 
 
 def sends_descriptors_of_its_own(name: str) -> str:
@@ -181,9 +197,8 @@ def sends_descriptors_of_its_own(name: str) -> str:
             with Raw(name) as raw:
                 if is_attached:
                     raw.attach("double")
-                    raw.attached()
                 raw.send_bytes(b"\x81\xa4kind\xa8attached", (fds * 60)[:count])
-                refusals += raw.is_hung_up_on()[-1]["kind"] == "refused"
+                refusals += raw.said()[-1]["kind"] == "refused"
     return f"refused {refusals}"
 
 
@@ -202,7 +217,7 @@ def sends_any_packets(name: str) -> str:
                 for packet in packets:
                     raw.send_bytes(packet)
             raw.sock.shutdown(socket.SHUT_WR)
-            raw.is_hung_up_on()
+            raw.said()
             raw.close()
     return "done"
 
@@ -229,12 +244,14 @@ def connects(name: str, times: int) -> str:
 def holds_handshakes(name: str) -> str:
     """Attaches, and never says so, and asks for nothing."""
     for _ in range(20):
-        kept(Raw(name)).attach("double")
+        kept(Raw(name)).segment("double")
     return "done"
 
 
 WAYS: dict[str, Callable[[str], str]] = {
-    "scribbles": scribbles_without_pause,
+    **scribbling.WAYS,
+    "words": scribbles_words,
+    "bell": scribbles_over_the_bell,
     "counters": saturates_counters,
     "flags": bends_shared_descriptors,
     "storm": storms,
@@ -247,7 +264,9 @@ WAYS: dict[str, Callable[[str], str]] = {
 }
 
 if __name__ == "__main__":
+    name, *ways = sys.argv[1:]
     print("ready", flush=True)
-    os.read(0, 1)
-    print(WAYS[sys.argv[2]](sys.argv[1]), flush=True)
+    for how in ways:
+        os.read(0, 1)
+        print(WAYS[how](name), flush=True)
     sys.stdin.read()

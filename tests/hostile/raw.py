@@ -1,91 +1,27 @@
-"""A producer that says and writes what a test has it say and write: no client is between."""
+"""What a producer shares with the executor, written to as a test likes: no client is between."""
 
 from __future__ import annotations
 
 import os
-import socket
 import struct
-from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from shmbatch.contract.signature import Signature
 from shmbatch.contract.wire import segment_layout
-from shmbatch.protocol import control, layout
+from shmbatch.protocol import layout
 from shmbatch.protocol._core import PARKED, READY, Bell
-from shmbatch.protocol.directory import socket_path
 from shmbatch.protocol.layout import Layout
-from shmbatch.protocol.transport import producer_transport
-from tests.processes import PATIENCE_S
+from shmbatch.protocol.transport import ProducerTransport, producer_transport
+from tests.executor import talking
 
 
-class Raw:
-    """One connection to the executor of a name; what it leaves open, `close` closes."""
+class Segment:
+    """The words of a segment, and the bell."""
 
-    def __init__(self, name: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(PATIENCE_S)
-        self.fds: list[int] = []
-        try:
-            self.sock.connect(str(socket_path(name)))
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        self.send_bytes(msgspec.msgpack.encode(message), fds)
-
-    def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        rights = struct.pack(f"{len(fds)}i", *fds)
-        self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
-
-    def hear(self) -> dict[str, Any]:
-        """Return the next message; its descriptors are in `fds`.
-
-        Raises:
-            EOFError: the executor has hung up, and all that it said was heard.
-        """
-        message, fds = control.receive(self.sock, 8)
-        self.fds += fds
-        return message
-
-    def is_hung_up_on(self) -> list[dict[str, Any]]:
-        """Wait until the executor has hung up; return what it said before."""
-        said = []
-        while True:
-            try:
-                said.append(self.hear())
-            except (EOFError, ConnectionError):
-                return said
-
-    def ask(self, function: str) -> dict[str, Any]:
-        """Ask to be attached to *function*, and return the answer."""
-        self.send(
-            {
-                "kind": "attach",
-                "version": layout.VERSION,
-                "function": function,
-                "signature": None,
-            }
-        )
-        return self.hear()
-
-    def attach(self, function: str) -> None:
-        """Attach to *function*, and map its segment; sets `memory`, `where` and `bell`."""
-        welcome = self.ask(function)
-        assert welcome["kind"] == "welcome", welcome
-        self.loop_fd = self.fds[1]
-        self.transport = producer_transport(welcome["offer"], self.fds[-2:])
-        self.memory = self.transport.memory
-        self.bell_memory = self.transport.bell_memory
-        self.where: Layout = segment_layout(
-            Signature.from_message(welcome["signature"]), welcome["capacity"]
-        )
-        self.generation = 77
-
-    def attached(self) -> None:
-        self.send({"kind": "attached"})
+    def __init__(self, transport: ProducerTransport, where: Layout) -> None:
+        self.transport, self.where = transport, where
+        self.memory, self.bell_memory = transport.memory, transport.bell_memory
+        self._generation = 77
 
     def ring(self) -> None:
         if Bell(self.bell_memory).ring() & PARKED:
@@ -102,23 +38,58 @@ class Raw:
         """Put *slots* into the ring, as a producer does, whether it may or not."""
         mask = (1 << (self.where.capacity - 1).bit_length()) - 1
         tail = self.read(layout.TAIL)
-        self.generation += 1
+        self._generation += 1
         for at, slot in enumerate(slots):
             self.write(layout.INDICES + 4 * ((tail + at) & mask), slot)
             if slot < self.where.capacity:
-                self.write(self.state_at(slot), self.generation << 8 | state)
+                self.write(self.state_at(slot), self._generation << 8 | state)
         self.write(layout.TAIL, tail + len(slots))
 
     def state_at(self, slot: int) -> int:
         return self.where.controls + layout.CONTROL_NBYTES * slot + layout.CONTROL_STATE
 
+
+class Raw(talking.Raw):
+    """One connection to the executor of a name; what it leaves open, `close` closes."""
+
+    def __init__(self, name: str) -> None:
+        self.fds: list[int] = []
+        super().__init__(name)
+
+    def hear(self, max_fds: int = 8) -> tuple[dict[str, Any], list[int]]:
+        message, fds = super().hear(max_fds)
+        self.fds += fds
+        return message, fds
+
+    def said(self) -> list[dict[str, Any]]:
+        """Wait until the executor has hung up; return what it said before."""
+        said = []
+        while True:
+            try:
+                said.append(self.hear()[0])
+            except (EOFError, ConnectionError):
+                return said
+
+    def segment(self, function: str) -> Segment:
+        """Attach to *function*, as far as the welcome, and map its segment."""
+        welcome = self.ask(talking.attach(function=function))
+        assert welcome["kind"] == "welcome", welcome
+        self.loop_fd = self.fds[1]
+        signature = Signature.from_message(welcome["signature"])
+        return Segment(
+            producer_transport(welcome["offer"], self.fds[-2:]),
+            segment_layout(signature, welcome["capacity"]),
+        )
+
+    def attach(self, function: str) -> Segment:
+        segment = self.segment(function)
+        self.send({"kind": "attached"})
+        return segment
+
     def close(self) -> None:
         self.sock.close()
         while self.fds:
             os.close(self.fds.pop())
-
-    def __enter__(self) -> Raw:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""What somebody has sent along is closed aside, wherever it is in whose queue."""
+"""What somebody has sent along is closed apart, wherever it is in whose queue."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import os
 import socket
 import struct
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,30 +24,25 @@ from tests.processes import PATIENCE_S
 
 pytestmark = pytest.mark.no_transport
 
-
-class Held:
-    """Keeps the threads that close from closing anything, as a file that lingers does."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.may_close = threading.Event()
-        self.closed: list[int] = []
-        real = os.close
-
-        def close(fd: int) -> None:
-            if threading.current_thread().name == "shmbatch-closing":
-                assert self.may_close.wait(PATIENCE_S)
-                self.closed.append(fd)
-            real(fd)
-
-        monkeypatch.setattr(closing.os, "close", close)
+THREADS = Path("/proc/self/task")
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    held = Held(monkeypatch)
-    yield held
-    held.may_close.set()
-    processes.wait_until(lambda: closing._threads == 0, "all is closed")
+def lingering() -> Iterator[Callable[[], int]]:
+    """Makes sockets whose last close waits for an hour, for a reader that does not read."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+
+        def one() -> int:
+            sender = socket.create_connection(listener.getsockname())
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+            sender.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    sender.send(bytes(65536))
+            return sender.detach()
+
+        yield one
 
 
 @pytest.fixture
@@ -57,26 +54,31 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def send(sock: socket.socket, data: bytes, *fds: int) -> None:
+    """Send descriptors, and do not keep them."""
     rights = struct.pack(f"{len(fds)}i", *fds)
-    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
+    try:
+        sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 @pytest.mark.parametrize("before", [[], [b"more"], [b"", b"", b"x", b""]])
 @pytest.mark.parametrize("data", [b"", b"data"])
-def test_descriptors_in_the_queue_of_a_socket_are_closed_by_a_thread(
-    held: Held, pipe: tuple[int, int], before: list[bytes], data: bytes
+def test_descriptors_in_the_queue_of_a_socket_are_closed_and_not_waited_for(
+    lingering: Callable[[], int], pipe: tuple[int, int], before: list[bytes], data: bytes
 ) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for packet in before:
         send(theirs, packet)
-    send(theirs, data, pipe[1])
-    os.close(pipe[1])
+    send(theirs, data, lingering(), pipe[1])
+    number = ours.fileno()
     closing.close(ours)
     closing.close(ours)
     assert ours.fileno() == -1
     assert control.is_gone(theirs, None)  # at once
-    assert held.closed == []
-    held.may_close.set()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
     processes.readable(pipe[0], "it is closed")
     theirs.close()
 
@@ -96,35 +98,75 @@ def test_without_descriptors_a_socket_is_closed_at_once(packets: list[bytes], go
     theirs.close()
 
 
-def test_as_many_as_may_linger_at_once_hold_up_the_next_and_no_more(held: Held) -> None:
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(9)]
-    for ours, theirs in pairs:
-        send(theirs, b"", theirs.fileno())
+def test_however_many_linger_no_descriptor_and_no_thread_is_kept(
+    lingering: Callable[[], int],
+) -> None:
+    before = processes.descriptors()
+    threads = len(list(THREADS.iterdir()))
+    for _ in range(20):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        send(theirs, b"", lingering())
         closing.close(ours)
         theirs.close()
-    assert closing._threads == closing._THREADS_MAX
-    held.may_close.set()
-    processes.wait_until(lambda: len(held.closed) == 9, "all are closed")
+    assert processes.descriptors() == before
+    processes.wait_until(lambda: len(list(THREADS.iterdir())) <= threads, "they have ended")
+
+
+WITHOUT = """
+import ctypes, os, socket, struct, sys
+from shmbatch.executor import closing
+from shmbatch.protocol import control
+
+filters = (
+    struct.pack("HBBI", 0x20, 0, 0, 0)  # load the number of the system call
+    + struct.pack("HBBI", 0x15, 0, 1, 436)  # close_range
+    + struct.pack("HBBI", 0x06, 0, 0, 0x0005_0000 | 38)  # fails with ENOSYS
+    + struct.pack("HBBI", 0x06, 0, 0, 0x7FFF_0000)  # any other one is made
+)
+code = ctypes.create_string_buffer(filters)
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(code))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+socket.send_fds(theirs, [b"x"], [int(sys.argv[1])])
+os.close(int(sys.argv[1]))
+closing.close(ours)
+print(len(os.listdir("/proc/self/task")), control.is_gone(theirs, None), flush=True)
+"""
+
+
+def test_before_linux_5_9_one_thread_waits_and_the_process_ends(
+    lingering: Callable[[], int],
+) -> None:
+    fd = lingering()
+    os.set_inheritable(fd, True)
+    program = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT, str(fd)],
+        pass_fds=[fd],
+        stdout=subprocess.PIPE,
+        env=processes.environment(),
+    )
+    os.close(fd)
+    output, _ = program.communicate(timeout=PATIENCE_S)
+    assert (program.returncode, output) == (0, b"2 True\n")
 
 
 def test_who_was_not_accepted_is_closed_with_the_listener(
-    held: Held, pipe: tuple[int, int], tmp_path: Path
+    lingering: Callable[[], int], pipe: tuple[int, int], tmp_path: Path
 ) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(tmp_path / "s"))
     listener.listen()
     listener.setblocking(False)
     waiting = []
-    for fds in ([], [pipe[1]], []):
+    for fds in ([], [lingering(), pipe[1]], []):
         waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         waiting[-1].connect(str(tmp_path / "s"))
         send(waiting[-1], b"hello", *fds)
-    os.close(pipe[1])
     closing.close_listener(listener)
     closing.close_listener(listener)
     assert all(control.is_gone(each, None) for each in waiting)
-    assert held.closed == []
-    held.may_close.set()
     processes.readable(pipe[0], "it is closed")
     for each in waiting:
         each.close()
@@ -136,7 +178,6 @@ def waits(waiter: Poller, loop: asyncio.AbstractEventLoop) -> None:
 
 @pytest.mark.parametrize("kernel", ["this one", "before Linux 6.16"])
 def test_descriptors_for_the_event_loop_are_not_received(
-    held: Held,
     pipe: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -152,15 +193,12 @@ def test_descriptors_for_the_event_loop_are_not_received(
         send(waiter.producers_end, b"!", pipe[1])
     except PermissionError:
         refuses = True
-    os.close(pipe[1])
     waits(waiter, loop)
     waits(waiter, loop)  # ends with its slice
     assert ("to the loop, which will wake late" in caplog.text) == (not refuses)
     if kernel != "this one":
         assert not refuses
     waiter.close()
-    assert held.closed == []
-    held.may_close.set()
     processes.readable(pipe[0], "it is closed")
     loop.close()
     half.close()

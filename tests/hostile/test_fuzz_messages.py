@@ -31,9 +31,9 @@ from shmbatch.protocol import control, layout
 from shmbatch.protocol.directory import directory, socket_path
 from shmbatch.protocol.transport import executor_transport
 from tests import processes, rings
-from tests.executor.test_control import NAME, Executor, Raw, serving
+from tests.executor.talking import NAME, Executor, Raw, serving
 from tests.hostile import guided
-from tests.hostile.test_fuzz_values import KINDS, signature
+from tests.hostile.kinds import KINDS, signature
 from tests.processes import PATIENCE_S
 
 PACKAGE = str(Path(shmbatch.__file__).parent)
@@ -44,6 +44,19 @@ def nothing_logged_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     for when in ("setup", "call"):
         caplog.get_records(when).clear()
+
+
+@pytest.fixture(autouse=True)
+def over_one_transport(monkeypatch: pytest.MonkeyPatch, transport: str | None) -> None:
+    if transport is None:
+        monkeypatch.setenv("SHMBATCH_TRANSPORT", "linux")
+
+
+@pytest.fixture
+def executor(transport: str) -> Iterator[Executor]:
+    with serving() as executor:
+        yield executor
+        executor.serves()
 
 
 # ---- to an executor ---------------------------------------------------------------------------
@@ -205,49 +218,14 @@ def says(packets: list[tuple[bytes, int]]) -> None:
 )
 @given(conversations=st.lists(PACKETS, min_size=1, max_size=4))
 def test_who_talks_nonsense_is_answered_or_hung_up_on(
-    conversations: list[list[tuple[bytes, int]]], caplog: pytest.LogCaptureFixture
+    executor: Executor,
+    caplog: pytest.LogCaptureFixture,
+    conversations: list[list[tuple[bytes, int]]],
 ) -> None:
-    shared_executor().talks(conversations, caplog)
-
-
-class Talks:
-    """One executor for all examples of a test."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def talks(self, conversations: Any, caplog: pytest.LogCaptureFixture) -> None:
-        for packets in conversations:
-            says(packets)
-        faults = [each for each in caplog.records if each.levelno >= logging.ERROR]
-        assert not [each.getMessage() for each in faults if each.exc_info], "a fault of ours"
-        caplog.clear()
-
-
-_shared: list[Talks] = []
-
-
-def shared_executor() -> Talks:
-    return _shared[0]
-
-
-@pytest.fixture(autouse=True)
-def over_one_transport(monkeypatch: pytest.MonkeyPatch, transport: str | None) -> None:
-    if transport is None:
-        monkeypatch.setenv("SHMBATCH_TRANSPORT", "linux")
-
-
-@pytest.fixture(autouse=True)
-def talking(request: pytest.FixtureRequest, transport: str | None) -> Iterator[None]:
-    """An executor for the test that talks with it, which still serves when that is over."""
-    if "nonsense" not in request.node.name:
-        yield
-        return
-    with serving() as executor:
-        _shared.append(Talks(executor))
-        yield
-        _shared.clear()
-        executor.serves()
+    for packets in conversations:
+        says(packets)
+    faults = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert not [each.getMessage() for each in faults if each.exc_info], "a fault of ours"
 
 
 # ---- from an executor -------------------------------------------------------------------------
@@ -308,12 +286,13 @@ def answers(impostor: Impostor, message: Any, fds: list[int]) -> None:
         msgspec.msgpack.encode(message)
     except (OverflowError, UnicodeEncodeError, TypeError):
         return
-    thread = threading.Thread(target=impostor.answer, args=(message, fds))
+    thread = threading.Thread(target=impostor.answer, args=(message, fds), daemon=True)
     thread.start()
     with suppress(errors.ShmbatchError):
         shmbatch.connect("impostor.add", timeout=0)
     processes.hang_up()
     thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "nobody has connected to it, or it was not hung up on"
 
 
 @pytest.mark.no_transport

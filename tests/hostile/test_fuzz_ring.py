@@ -7,18 +7,16 @@ the soak takes new ones. The planted bugs prove that a bug of their kind would b
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.native.test_ring_stress import ADDRESS, OPTIONS, PROTOCOL, require, unavailable
+from tests.native.compiling import ADDRESS, PROTOCOL, path_of, require, run
 
 HERE = Path(__file__).parent
-WATCHDOG_SECONDS = 280
+SECONDS = 280
 
 # About 15,000 inputs a second.
 EVERYDAY, SLOW, SOAK = 2_000, 60_000, 2_000_000
@@ -26,35 +24,28 @@ EVERYDAY, SLOW, SOAK = 2_000, 60_000, 2_000_000
 
 def build(folder: Path, headers: Path = PROTOCOL, options: tuple[str, ...] = ()) -> Path:
     """Compile driver and target, the latter with what tells the driver where it has been."""
-    gcc = shutil.which("gcc")
-    if gcc is None:
-        unavailable("there is no gcc")
-    require(ADDRESS, folder, "gcc")
-    command = [gcc, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *ADDRESS, f"-I{headers}"]
+    require(ADDRESS, folder)
+    command = [
+        path_of("gcc"),
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *ADDRESS,
+        f"-I{headers}",
+    ]
     objects = []
     for source, flags in (("fuzz_ring", ("-fsanitize-coverage=trace-pc",)), ("fuzz_driver", ())):
         objects.append(folder / f"{source}.o")
         line = [*command, *flags, *options, "-c", str(HERE / f"{source}.c"), "-o"]
-        subprocess.run([*line, str(objects[-1])], check=True, timeout=WATCHDOG_SECONDS)
+        subprocess.run([*line, str(objects[-1])], check=True, timeout=SECONDS)
     program = folder / "fuzz"
-    subprocess.run(
-        [*command, *map(str, objects), "-o", str(program)], check=True, timeout=WATCHDOG_SECONDS
-    )
+    subprocess.run([*command, *map(str, objects), "-o", str(program)], check=True, timeout=SECONDS)
     return program
 
 
-def search(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(program), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG_SECONDS,
-        env=os.environ | OPTIONS,
-    )
-
-
 def finds_nothing(program: Path, seed: int, runs: int) -> None:
-    done = search(program, seed, runs)
+    done = run(program, seed, runs, seconds=SECONDS)
     assert done.returncode == 0, f"seed {seed}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     counts = {
         name: int(value) for name, value in (pair.split("=") for pair in done.stdout.split())
@@ -68,7 +59,7 @@ def finds_nothing(program: Path, seed: int, runs: int) -> None:
     "runs",
     [
         EVERYDAY,
-        pytest.param(SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(WATCHDOG_SECONDS)]),
+        pytest.param(SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(SECONDS)]),
     ],
 )
 def test_no_write_of_a_producer_leads_the_executors_end_astray(runs: int, tmp_path: Path) -> None:
@@ -76,7 +67,7 @@ def test_no_write_of_a_producer_leads_the_executors_end_astray(runs: int, tmp_pa
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(2 * WATCHDOG_SECONDS)
+@pytest.mark.timeout(2 * SECONDS)
 def test_nor_does_one_that_nobody_has_tried_before(tmp_path: Path) -> None:
     finds_nothing(build(tmp_path), secrets.randbelow(1 << 32), SOAK)
 
@@ -124,13 +115,13 @@ def test_control_a_planted_bug_is_found(planted: str, tmp_path: Path) -> None:
     (tmp_path / "ring.h").write_text(text.replace(before, after))
     program = build(tmp_path, tmp_path)
     for seed in range(1, 11):  # a rare one needs luck, which is the same every time
-        done = search(program, seed, SLOW)
+        done = run(program, seed, SLOW, seconds=SECONDS)
         if done.returncode != 0:
             break
     assert done.returncode != 0, done.stdout
     assert report in done.stdout + done.stderr
     # And what was found can be looked at again.
     found = done.stderr.rpartition("input: ")[2].split()[0]
-    again = search(program, "replay", found)
+    again = run(program, "replay", found)
     assert again.returncode != 0
     assert report in again.stdout + again.stderr

@@ -78,10 +78,12 @@ async def pickling(xs: list[int]) -> list[bool]:
 """
 
 PRODUCER = """
-import importlib, shmbatch
-for each in (APP_MODULE,):
-    user = importlib.import_module(each)
-import numpy as np
+import numpy as np, shmbatch
+import unpickled as user
+from tests.hostile.raw import Raw
+with Raw("unpickled") as raw:
+    raw.send_bytes(BOMB)
+    assert raw.said()[-1]["kind"] == "refused"
 assert user.blobs.remote(BOMB) == BOMB
 assert user.texts.remote("x" + BOMB.hex()) == "x" + BOMB.hex()
 assert user.numbers.remote(3) == 3.0
@@ -115,15 +117,14 @@ def test_nothing_is_unpickled_that_no_function_asks_for(
     tmp_path: Path, transport: str, app: str, is_asked_for: bool
 ) -> None:
     (tmp_path / "unpickled.py").write_text(FORBIDDEN + textwrap.dedent(app))
-    producer = FORBIDDEN + PRODUCER.replace("APP_MODULE", "'unpickled'")
     path = f"{tmp_path}:{processes.environment()['PYTHONPATH']}"
     if not is_asked_for:
         served = processes.served(str(tmp_path / "unpickled.py"), "unpickled")
-        with served, Program(producer, PYTHONPATH=path) as program:
+        with served, Program(FORBIDDEN + PRODUCER, PYTHONPATH=path) as program:
             assert program.line() == "nothing was unpickled"
         return
     executor = processes.Served(str(tmp_path / "unpickled.py"), "unpickled")
-    with Program(producer, PYTHONPATH=path):
+    with Program(FORBIDDEN + PRODUCER, PYTHONPATH=path):
         assert executor.wait() == 99
     executor.kill()
     ownership.sweep()

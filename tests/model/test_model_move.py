@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from tests.model.outcomes import GONE, one_outcome, result_of
 from tests.model.ring_steps import (
     ABANDONED,
     CANCELLED,
@@ -58,7 +59,6 @@ from tests.model.tso_checker import (
     wake,
 )
 
-GONE = 20  # in place of a result, and an outcome: the executor died and may have run the call
 SEGMENTS = ("a.", "b.", "c.")  # one for each executor, in the order in which they serve
 
 
@@ -78,10 +78,6 @@ class Moving:
     changes_old_word: str = "by exchange"
     forgets_given_up: bool = True
     counts_runs: bool = True
-
-
-def result_of(call: int) -> int:
-    return call * 16
 
 
 # ---- the producer's mutex -----------------------------------------------------------------
@@ -240,10 +236,6 @@ def executor(calls: int, of: str) -> Program:
 
 
 # ---- what must hold -------------------------------------------------------------------------
-
-
-def one_outcome(process: str, old: int, new: int) -> str | None:
-    return f"a call that has the outcome {old} gets another one, {new}" if old else None
 
 
 def broken_invariant(moving: Moving, view: View) -> str | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from tests.model.outcomes import GONE, one_outcome, result_of
 from tests.model.ring_steps import (
     CANCELLED,
     CLOSED,
@@ -39,7 +40,6 @@ from tests.model.ring_steps import (
     take,
     withdraw,
 )
-from tests.model.test_model_move import GONE, one_outcome, result_of
 from tests.model.tso_checker import (
     Model,
     Process,

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.model.ring_steps import PARKED, POLLING, STEP, WORD, missing, quorum_of
-from tests.native.test_ring_stress import compile_c
+from tests.native.compiling import compile_c
 
 SOURCE = Path(__file__).with_name("bell.c")
 COUNTS = WORD // STEP

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.test_core_sanitized import REPOSITORY, RUN
-from tests.native.test_ring_stress import PROTOCOL, path_of
+from tests.native.compiling import PROTOCOL, path_of
+from tests.native.sanitized import REPOSITORY, TESTED
 from tests.processes import environment
 
 CORE_TESTS = REPOSITORY / "tests" / "protocol" / "test_core.py"
@@ -76,7 +76,9 @@ def test_the_core_passes_its_tests_without_the_limited_api(tmp_path: Path) -> No
     (core,) = tmp_path.rglob("_core.*.so")
     assert "abi3" not in core.name
     quick = "not Lockstep and not without_the_gil"
-    assert " passed" in output(sys.executable, "-c", RUN, str(core), str(CORE_TESTS), "-k", quick)
+    assert " passed" in output(
+        sys.executable, "-c", TESTED, str(core), str(CORE_TESTS), "-k", quick
+    )
 
 
 @pytest.mark.timeout(3 * SECONDS)
@@ -101,4 +103,4 @@ def test_the_core_passes_its_tests_in_a_free_threaded_interpreter(tmp_path: Path
     output(python, *setup, "--build-temp", str(tmp_path / "temp"))
     (core,) = tmp_path.rglob("_core.*.so")
     arguments = (str(core), str(CORE_TESTS), "-W", "ignore:The global interpreter lock")
-    assert " passed" in output(python, "-c", RUN, *arguments)
+    assert " passed" in output(python, "-c", TESTED, *arguments)

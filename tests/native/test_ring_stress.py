@@ -6,97 +6,15 @@ is not reported elsewhere would have been: without them a quiet sanitizer proves
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
+from tests.native.compiling import ADDRESS, PLAIN, THREAD, compile_c, require, run
+
 SOURCE = Path(__file__).with_name("ring_stress.c")
-PROTOCOL = Path(__file__).parents[2] / "shmbatch" / "protocol"
-WATCHDOG_SECONDS = 100
 CALLERS = 4
 CALLS = 30_000
-
-PLAIN = ("-O2",)
-THREAD = ("-O1", "-g", "-fsanitize=thread")
-ADDRESS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-
-OPTIONS = {
-    "TSAN_OPTIONS": "halt_on_error=1",
-    "ASAN_OPTIONS": "detect_leaks=0",  # needs ptrace, which containers may forbid
-    "UBSAN_OPTIONS": "print_stacktrace=1",
-}
-
-
-def unavailable(reason: str) -> NoReturn:
-    """Skip, but not where nobody would notice."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}; in CI this must run")
-    pytest.skip(reason)
-
-
-def path_of(compiler: str) -> str:
-    """Return where a compiler is, of clang any version; skip where it is not."""
-    found = shutil.which(compiler)
-    if found is None and compiler == "clang":
-        folders = map(Path, os.environ.get("PATH", "").split(os.pathsep))
-        others = sorted(each for folder in folders for each in folder.glob("clang-[0-9]*"))
-        found = str(others[-1]) if others else None
-        if found is None:
-            pytest.skip("there is no clang: gcc is what the core is built with")
-    if found is None:
-        unavailable(f"there is no {compiler}")
-    return found
-
-
-def compile_c(source: Path, program: Path, flags: tuple[str, ...], compiler: str = "gcc") -> str:
-    """Return the compiler's complaints, empty if there are none."""
-    command = [path_of(compiler), "-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *flags]
-    done = subprocess.run(
-        [*command, f"-I{PROTOCOL}", str(source), "-o", str(program)],
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG_SECONDS,
-    )
-    return done.stderr if done.returncode != 0 else ""
-
-
-def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(program), *arguments]
-    done = run_once(command)
-    if done.returncode != 0 and "unexpected memory mapping" in done.stderr:
-        # The sanitizer's runtime cannot live with this kernel's address randomization.
-        done = run_once(["setarch", platform.machine(), "-R", *command])
-    return done
-
-
-def run_once(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG_SECONDS,
-        env=os.environ | OPTIONS,
-    )
-
-
-def require(flags: tuple[str, ...], folder: Path, compiler: str) -> None:
-    """Skip where nothing compiled with these flags can be linked and started."""
-    source, program = folder / "empty.c", folder / "empty"
-    source.write_text("int main(void) { return 0; }\n", encoding="utf-8")
-    complaints = compile_c(source, program, flags, compiler)
-    if complaints:
-        reason = f"{compiler} cannot link with {flags[-1]}: {complaints.splitlines()[-1]}"
-        if compiler == "clang":
-            pytest.skip(reason)  # its runtimes are packages of their own
-        unavailable(reason)
-    done = run(program)
-    if done.returncode != 0:
-        unavailable(f"a program built with {flags[-1]} does not start: {done.stderr.strip()}")
 
 
 def build(folder: Path, compiler: str, flags: tuple[str, ...], *planted: str) -> Path:
@@ -132,7 +50,7 @@ both_compilers = pytest.mark.parametrize(
 def test_every_result_reaches_its_call_and_every_slot_comes_back(
     flags: tuple[str, ...], compiler: str, seed: int, tmp_path: Path
 ) -> None:
-    done = run(build(tmp_path, compiler, flags), str(seed), str(CALLS))
+    done = run(build(tmp_path, compiler, flags), seed, CALLS)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {
@@ -165,7 +83,7 @@ def test_every_result_reaches_its_call_and_every_slot_comes_back(
 def test_a_missing_release_is_reported_as_a_data_race(
     planted: str, where: str, compiler: str, tmp_path: Path
 ) -> None:
-    done = run(build(tmp_path, compiler, THREAD, planted), "1", str(CALLS))
+    done = run(build(tmp_path, compiler, THREAD, planted), 1, CALLS)
     assert done.returncode != 0, done.stdout
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
     assert f" {where} " in done.stderr
@@ -178,7 +96,7 @@ def test_a_missing_release_is_reported_as_a_data_race(
 def test_a_slot_reused_before_it_is_free_is_noticed(
     flags: tuple[str, ...], compiler: str, tmp_path: Path
 ) -> None:
-    done = run(build(tmp_path, compiler, flags, "-DREUSE_AT_ONCE"), "1", str(CALLS))
+    done = run(build(tmp_path, compiler, flags, "-DREUSE_AT_ONCE"), 1, CALLS)
     assert done.returncode != 0, done.stdout
     noticed = "FAILED: " in done.stdout
     assert noticed or (flags == THREAD and "ThreadSanitizer: data race" in done.stderr)

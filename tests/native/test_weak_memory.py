@@ -48,4 +48,6 @@ def test_the_model_checker_still_says_so(said: Report) -> None:
     genmc = shutil.which("genmc")
     if genmc is None:
         pytest.skip("there is no genmc; it has to be built from source")
-    assert report(genmc) == said
+    now = report(genmc)
+    # Another version of it may count executions otherwise.
+    assert (now["orders"], now["noticed"]) == (said["orders"], said["noticed"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from tests import processes
 from tests.processes import Program, Served
+from tests.soak.holding import held
 
 MIB = 1 << 20
 
@@ -90,16 +90,6 @@ for line in sys.stdin:
             each.forget(connection)  # else the handles, each a cycle, keep the memory for a while
     print(line.strip(), flush=True)
 """
-
-
-def held(pid: int) -> dict[str, int]:
-    """What a process has of the things that must not grow."""
-    resident_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return {
-        "resident": resident_pages * 4096,
-        "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
-    }
 
 
 class Watch:

@@ -15,7 +15,7 @@ import pytest
 
 import shmbatch
 from tests.processes import APPS, wait_until
-from tests.soak.test_flat import held
+from tests.soak.holding import held
 from tests.web.serving import Site, serving
 
 WORKERS, CONNECTIONS, KILL_EVERY_S = 4, 64, 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,12 @@ from shmbatch import errors
 from shmbatch.cli.admission import Admission, Nbytes
 from shmbatch.contract.batching import BatchParameters
 from shmbatch.contract.definition import Definition
-from shmbatch.executor import limits
-from shmbatch.executor.limits import Limits, Room
+from shmbatch.executor import room as module
+from shmbatch.executor.room import Quotas, Room
 from shmbatch.executor.served import ServedFunction
 from shmbatch.executor.staging.devices import Cpu
 from tests import processes, programs, rings
-from tests.executor.test_control import NAME, Executor, Raw, serving
+from tests.executor.talking import NAME, Executor, Raw, serving, shut
 from tests.processes import Program
 
 
@@ -38,11 +37,6 @@ def told(executor: Executor) -> dict[str, int]:
     return admission
 
 
-def shut(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
 def refused(executor: Executor) -> str:
     with pytest.raises(errors.HandshakeError) as caught:
         shmbatch.connect(f"{NAME}.add", timeout=0)
@@ -55,7 +49,7 @@ def refused(executor: Executor) -> str:
 def test_one_producer_too_many_hears_the_limit_and_comes_when_one_has_left(
     executor: Executor,
 ) -> None:
-    executor.control._room = Room(Limits(producers=2), NAME)
+    executor.control._room = Room(Quotas(producers=2), NAME)
     with Raw() as first, Raw() as second:
         for raw in (first, second):
             shut(raw.attach()[1])
@@ -73,7 +67,7 @@ def test_one_producer_too_many_hears_the_limit_and_comes_when_one_has_left(
 
 def test_a_segment_too_many_is_refused_with_the_numbers(executor: Executor) -> None:
     nbytes = executor.function.layout.nbytes
-    executor.control._room = Room(Limits(nbytes=2 * nbytes + 1), NAME)
+    executor.control._room = Room(Quotas(nbytes=2 * nbytes + 1), NAME)
     with Raw() as first, Raw() as second:
         for raw in (first, second):
             shut(raw.attach()[1])
@@ -96,8 +90,22 @@ def test_who_says_nothing_makes_room_when_many_come(executor: Executor) -> None:
         latest.append(Raw())
         assert first.hear()[0]["message"] == "said nothing while many others came; connect again"
         first.is_hung_up_on()
-    executor.serves()  # and attached producers are no strangers
+    executor.serves()
     for raw in (*silent, *latest):
+        raw.sock.close()
+
+
+def test_who_is_about_to_take_its_welcome_is_no_stranger_any_more(executor: Executor) -> None:
+    executor.control._room.strangers_max = 3
+    welcomed = []
+    for _ in range(5):
+        welcomed.append(Raw())
+        shut(welcomed[-1].attach()[1])
+    executor.serves()
+    with Raw() as stranger:
+        stranger.producers()
+    assert all(raw.producers() >= 5 for raw in welcomed)  # they are answered, and all are there
+    for raw in welcomed:
         raw.sock.close()
 
 
@@ -143,7 +151,7 @@ print(statuses.count(0), statuses.count(7), len(statuses), flush=True)
 
 
 def test_memory_counts_until_its_last_use_is_over_and_a_producer_until_it_is_closed() -> None:
-    room = Room(Limits(), "sums")
+    room = Room(Quotas(), "sums")
     memory = mmap.mmap(-1, 4096)
     in_a_batch = memoryview(memory)
     room.taken("producer", memory, 4096)
@@ -156,18 +164,14 @@ def test_memory_counts_until_its_last_use_is_over_and_a_producer_until_it_is_clo
     assert room.nbytes == 0
 
 
-def test_more_producers_than_there_are_descriptors_for_are_refused_at_the_start() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    try:
-        assert Room(Limits(), "sums").producers_max == 384
-        assert Room(Limits(producers=384), "sums").producers_max == 384
-        with pytest.raises(
-            errors.ConfigError, match=r"385 needs 1026 .* may open 1024; raise `ul"
-        ):
-            Room(Limits(producers=385), "sums")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def test_more_producers_than_there_are_descriptors_for_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    assert Room(Quotas(), "sums").producers_max == 384
+    assert Room(Quotas(producers=384), "sums").producers_max == 384
+    with pytest.raises(errors.ConfigError, match=r"385 needs 1026 .* may open 1024; raise `ul"):
+        Room(Quotas(producers=385), "sums")
 
 
 def served(slots: int | None, nbytes: int | None) -> ServedFunction:
@@ -196,9 +200,9 @@ def test_a_function_of_which_no_segment_fits_is_refused(slots: int | None, nbyte
 def test_half_of_what_there_is_is_the_limit_unless_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "total_nbytes", lambda: 1_000_000)
-    assert Room(Limits(), "sums").nbytes_max == 500_000
-    assert Room(Limits(nbytes=700_000), "sums").nbytes_max == 700_000
+    monkeypatch.setattr(module, "total_nbytes", lambda: 1_000_000)
+    assert Room(Quotas(), "sums").nbytes_max == 500_000
+    assert Room(Quotas(nbytes=700_000), "sums").nbytes_max == 700_000
 
 
 # ---- the command line --------------------------------------------------------------------------
@@ -206,13 +210,15 @@ def test_half_of_what_there_is_is_the_limit_unless_it_is_said(
 
 @pytest.mark.parametrize(
     ("text", "nbytes"),
-    [("1", 1), ("512M", 512 << 20), ("2GiB", 2 << 30), ("4KB", 4096), ("1T", 1 << 40)],
+    [("1", 1), ("7B", 7), ("512M", 512 << 20), ("2GiB", 2 << 30), ("4KB", 4096), ("1T", 1 << 40)],
 )
 def test_bytes_may_have_a_unit(text: str, nbytes: int) -> None:
     assert Nbytes().convert(text, None, None) == nbytes
 
 
-@pytest.mark.parametrize("text", ["", "0", "0M", "-1", "1.5G", "M", "5 M", "\u0665M", "9" * 20])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0M", "5iB", "-1", "1.5G", "M", "5 M", "\u0665M", "9" * 20]
+)
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is no number of bytes, such as 800000, 512M"):
         Nbytes().convert(text, None, None)
@@ -224,7 +230,7 @@ def test_what_was_said_is_passed_on_as_it_was() -> None:
         *("--allow-uid", "7", "--allow-uid", "8", "--allow-gid", "9"),
         *("--max-producers", "3", "--max-memory-per-producer", "4096"),
     ]
-    assert said.limits() == Limits(3, 4096, None)
+    assert said.quotas() == Quotas(3, 4096, None)
 
 
 @pytest.mark.no_transport
