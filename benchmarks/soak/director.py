@@ -272,7 +272,7 @@ class Director:
         ]
         found += [f"process {pid} is left" for pid in watching.processes_in(self._names)]
         found += [f"'{path.name}' is left" for path in self._names.iterdir()]
-        for maker, names in machine.shared_memory_of_the_dead().items():
+        for maker, names in machine.shared_memory_of_the_dead(older_s=0).items():
             if int(maker) in self.executors.known:
                 found += [f"'/dev/shm/{name}' is left" for name in names]
         return found

@@ -193,7 +193,9 @@ def gone_on_leaving(private: str) -> Iterator[None]:
         yield
         pidfds += _pidfds(private)
         for pidfd in pidfds:
-            select.select([pidfd], [], [])
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
     finally:
         for pidfd in pidfds:
             os.close(pidfd)

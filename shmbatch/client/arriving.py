@@ -1,36 +1,62 @@
-"""How event loops' tasks get a connection: in each loop one asks, and the others wait for it.
+"""How event loops' tasks get a connection: in each loop one asks, and the others wait for that.
 
-A thread asks for it, and for no longer than an answer takes. While nobody serves a name, no
-thread is kept, and whoever waits can be cancelled.
+A thread asks, for no longer than an answer takes, or the start of an instance. While nobody
+serves a name, no thread is kept. Whoever waits can be cancelled; what was asked goes on, and the
+next one waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import ExecutorNotFound
 from ..protocol.clock import now_ns
 from .connection import Connection
-from .handshake import answer_within
 from .limits import Limits
 from .patience import ASK_EVERY_S, Patience
 
 if TYPE_CHECKING:
     from .function import Function
 
+_ANSWER_MIN_S = 1.0  # for who has hardly any time: the answer may be about to come
 
-class _Turn:
-    """Who asks for one function in one loop, and when and how that was last in vain."""
+_Key = tuple[asyncio.AbstractEventLoop, str, str]  # by loop, name and function
 
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.tasks = 0  # that ask or wait; it goes with the last
-        self.failed_ns = 0
+
+class _Asking:
+    """What the tasks of one loop ask about one function, and what came of it."""
+
+    def __init__(self, key: _Key) -> None:
+        self.tasks = 0
+        self.asked: asyncio.Future[Connection] | None = None  # under way
+        self.vain_ns = 0  # when that was asked which was last in vain, and why it was
         self.failure = ""
+        self._key = key
+
+    def ask(self, handle: Function, limits: Limits) -> asyncio.Future[Connection]:
+        asked = self._key[0].run_in_executor(
+            None, partial(handle.connect, limits=limits, once=True)
+        )
+        self.asked = asked
+        asked.add_done_callback(partial(self._answered, now_ns()))
+        return asked
+
+    def _answered(self, asked_ns: int, asked: asyncio.Future[Connection]) -> None:
+        self.asked = None
+        error = None if asked.cancelled() else asked.exception()
+        if isinstance(error, ExecutorNotFound):
+            self.vain_ns, self.failure = asked_ns, str(error)
+        self.go()
+
+    def go(self) -> None:
+        """Be forgotten with the last task, unless the next one could wait for what is asked."""
+        if self.tasks == 0 and self.asked is None:
+            _asking.pop(self._key, None)
 
 
-_turns: dict[tuple[asyncio.AbstractEventLoop, str, str], _Turn] = {}  # by name and function
+_asking: dict[_Key, _Asking] = {}
 
 
 async def connected(handle: Function, limits: Limits) -> Connection:
@@ -40,42 +66,48 @@ async def connected(handle: Function, limits: Limits) -> Connection:
         as `Function.connect`.
     """
     name = handle.address.served_as()
+    for known in list(_asking):
+        if known[0].is_closed():
+            _asking.pop(known, None)
     key = asyncio.get_running_loop(), name, handle.address.function
-    turn = _turns.setdefault(key, _Turn())
-    turn.tasks += 1
+    asking = _asking.setdefault(key, _Asking(key))
+    asking.tasks += 1
     try:
-        return await _connected(handle, name, limits, turn)
+        return await _connected(handle, Patience(name, limits.next_ns), limits, asking)
     finally:
-        turn.tasks -= 1
-        if turn.tasks == 0:
-            del _turns[key]
+        asking.tasks -= 1
+        asking.go()
 
 
-async def _connected(handle: Function, name: str, limits: Limits, turn: _Turn) -> Connection:
-    since_ns, until_ns = now_ns(), limits.next_ns
-    # Who has no time gets some all the same: the other task may be about to succeed.
-    try:
-        async with asyncio.timeout(None if until_ns is None else answer_within(until_ns)):
-            await turn.lock.acquire()
-    except TimeoutError:
-        raise ExecutorNotFound(
-            f"no executor serves {name!r} yet; another task waits for it too, wait longer with "
-            f"timeout="
-        ) from None
-    try:
-        patience = Patience(name, until_ns)
-        while True:
-            connection = handle.live()
-            if connection is not None:
-                return connection
-            if turn.failed_ns < since_ns:  # nobody has asked since we came, or last asked
-                try:
-                    return await asyncio.to_thread(handle.connect, limits=limits, once=True)
-                except ExecutorNotFound as error:
-                    turn.failed_ns, turn.failure = now_ns(), str(error)
+async def _connected(
+    handle: Function, patience: Patience, limits: Limits, asking: _Asking
+) -> Connection:
+    since_ns = now_ns()
+    while True:
+        connection = handle.live()
+        if connection is not None:
+            return connection
+        if asking.asked is None and asking.vain_ns < since_ns:
+            asked = asking.ask(handle, limits)
+            await asyncio.wait((asked,))
+            if not isinstance(asked.exception(), ExecutorNotFound):
+                return asked.result()
+        elif asking.asked is not None:
+            await _wait(asking.asked, limits.next_ns)
+        if asking.vain_ns >= since_ns:  # for us, too
             if not patience.is_left():
-                raise ExecutorNotFound(turn.failure)
+                raise ExecutorNotFound(asking.failure)
             since_ns = now_ns()
             await asyncio.sleep(ASK_EVERY_S)
-    finally:
-        turn.lock.release()
+
+
+async def _wait(asked: asyncio.Future[Connection], until_ns: int | None) -> None:
+    timeout = None
+    if until_ns is not None:
+        timeout = max(_ANSWER_MIN_S, (until_ns - now_ns()) / 1e9)
+    _, waiting = await asyncio.wait((asked,), timeout=timeout)
+    if waiting:
+        raise ExecutorNotFound(
+            "no executor has answered yet, and another task waits for it, too; wait longer with "
+            "timeout="
+        )

@@ -26,7 +26,17 @@ from ..errors import (
     ShmbatchError,
 )
 from ..protocol import names
-from ..protocol._core import CLOSED, EXPELLED, OPEN, READY, REPLACED, TAKEN, ProducerRing
+from ..protocol._core import (
+    CLOSED,
+    EXPELLED,
+    OPEN,
+    PARKED,
+    POLLING,
+    READY,
+    REPLACED,
+    TAKEN,
+    ProducerRing,
+)
 from ..protocol.clock import now_ns
 from .logs import DEBUG, INFO, say
 from .slots import Slots
@@ -207,6 +217,7 @@ class Attended:
         # Signal handlers and other threads run after calls; up to the ring's move there is none.
         if self.dead or self.line is not before:
             raise EOFError  # hung up, or a signal handler's call was faster
+        asleep = PARKED | POLLING  # for all that is known if a signal handler raises
         try:
             self.line, self.is_orphaned = line, False
             again, asleep = self.ring.move(*there)
@@ -214,9 +225,8 @@ class Attended:
             if self.ring.moves == moves:
                 self.line, self.is_orphaned = before, True
             else:
+                line.wake(asleep)
                 self._moved(before, max_batch_size, is_idempotent)
-        if asleep:
-            line.wake(asleep)
         say(
             *(INFO, "'%s' is served by process %d now, %d calls were sent again"),
             *(self.address, line.executor_pid, again),

@@ -104,7 +104,10 @@ class FunctionCall:
 
     async def _get_aio(self, timeout: float | None = None) -> Any:
         await self._wait_aio(deadline_after(timeout), timeout)
-        return self._result()
+        try:
+            return self._result()
+        finally:
+            del self  # as in `get`
 
     @verb(_get_aio)
     def get(self, timeout: float | None = None) -> Any:
@@ -240,7 +243,10 @@ class FunctionCall:
     def _result(self, return_exceptions: bool = False) -> Any:
         """Return or raise the outcome of a settled call."""
         if self._state == _ERROR and not return_exceptions:
-            raise self._outcome
+            try:
+                raise self._outcome
+            finally:
+                del self  # as in `get`
         return self._outcome
 
     def _lapse(self) -> bool:

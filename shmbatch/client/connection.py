@@ -147,8 +147,8 @@ class Connection(Attended):
             return self.reap() and self.slots.is_next(waiter)
 
         since_ns = now_ns()
-        self.slots.join(waiter)
         try:
+            self.slots.join(waiter)
             while True:
                 overdue = now_ns() - since_ns >= SLICE_NS and self.slots.is_first(waiter)
                 if found() or (overdue and self.reap()):

@@ -109,6 +109,8 @@ class Function:
                 default up to ten seconds, as long as a call may wait, but a second at least.
             once: raise where else this would wait as long as a call may.
 
+        Nothing of this bounds the start of an instance, where this call has to make it.
+
         Raises:
             ExecutorNotFound, HandshakeError: as `shmbatch.connect`.
         """

@@ -51,7 +51,7 @@ def greet(
 def answered(address: names.Address, sock: socket.socket) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Receive the answer, and confirm on leaving that its offer was taken.
 
-    *sock* is the line's from then on; if this raises, the line is closed.
+    *sock* is the line's from then on; if what follows raises, its other descriptors are closed.
 
     Raises:
         HandshakeError: the executor refuses, or the answer is malformed.

@@ -103,7 +103,7 @@ class Listener:
             if not helps:
                 for known, tasks in list(self._orphans.items()):
                     if known.is_closed() and not tasks:
-                        del self._orphans[known]
+                        self._orphans.pop(known, None)
                 self._help(loop)
             yield
         finally:
@@ -116,7 +116,7 @@ class Listener:
             return
         loop.call_later(_HELP_EVERY_S, self._help, loop)  # first: to help may fail
         self._connection.help(0)
-        if not self._connection.is_orphaned:
+        if not self._connection.is_orphaned:  # who came too late to be told by what changed it
             self.tell_all()
             self._connection.slots.tell_all()
 
@@ -137,8 +137,8 @@ class Listener:
         loop = self._listen()
         waiter = WaitingTask(loop)
         since_ns = now_ns()
-        connection.slots.join(waiter)
         try:
+            connection.slots.join(waiter)
             while True:
                 first = connection.slots.is_first(waiter)
                 overdue = first and now_ns() - since_ns >= SLICE_NS

@@ -64,8 +64,7 @@ def run(
                 if pending[0].done():
                     break  # a slow iterator must not keep results back
             if pending:
-                call = _pop(pending, order_outputs)
-                yield call._result(return_exceptions)
+                yield _pop(pending, order_outputs)._result(return_exceptions)
         if end is not None:
             raise end
     finally:
@@ -138,8 +137,7 @@ async def run_aio(
                 if pending[0].done():
                     break
             if pending:
-                call = await _pop_aio(pending, order_outputs)
-                yield call._result(return_exceptions)
+                yield (await _pop_aio(pending, order_outputs))._result(return_exceptions)
         if end is not None:
             raise end
     finally:

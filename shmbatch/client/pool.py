@@ -120,8 +120,12 @@ def _connected(
             answer_s=answer_s,
         )
         with _mutex:
-            _connections[key] = connection
-        return connection
+            faster = _connections.get(key)  # of a signal handler's call
+            if faster is None or not faster.is_usable():
+                _connections[key] = connection
+                return connection
+        connection.close()
+        return faster
     finally:
         connecting.release()
 

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, ExecutorNotFound, ShmbatchError
 from ..protocol import control, descriptors, directory, names, owners, ownership
 from ..protocol.clock import deadline_ns, now_ns
+from ..protocol.supervision import STOP, STOP_NOW
 from .handshake import ANSWER_S, silent, unserved
 
 _KILL_S = 5.0  # an executor that has nothing to finish, and has not ended by then, is killed
@@ -113,8 +115,8 @@ def _tell(app: str, now: bool) -> _Ending:
             ownership.sweep()
             raise unserved(app)
         try:
-            if owner.state == ownership.LOADING and owner.keeper is not None:
-                return _signal(owner, owner.keeper, now)  # or it would start the next one
+            if owner.state != ownership.SERVING and owner.keeper is not None:
+                return _tell_supervisor(owner, owner.keeper, now)
             with ExitStack() as undone:
                 keeper = -1
                 if owner.keeper is not None:
@@ -134,7 +136,7 @@ def _tell(app: str, now: bool) -> _Ending:
             raise silent(app, None) from None
         if deadline is not None and now_ns() > deadline:
             raise silent(app, ANSWER_S)
-        select.select([], [], [], _AGAIN_S)
+        time.sleep(_AGAIN_S)
 
 
 def _ask(name: str, now: bool) -> _Ending:
@@ -151,18 +153,30 @@ def _ask(name: str, now: bool) -> _Ending:
         return _Ending(name, control.peer_credentials(sock).pid, pidfd, sock)
 
 
+def _tell_supervisor(owner: owners.Owner, keeper: int, now: bool) -> _Ending:
+    """Have the supervisor end what loads, drains, or is about to be started."""
+    pidfd = os.pidfd_open(keeper)
+    try:
+        # Looked up by number: the pidfd is the supervisor's if that still keeps the name.
+        again = owners.owner(owner.app)
+        if again is None or again.keeper != keeper:
+            raise ProcessLookupError
+        signal.pidfd_send_signal(pidfd, STOP_NOW if now else STOP)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return _Ending(owner.app, keeper, pidfd)
+
+
 def _signal(owner: owners.Owner, pid: int, now: bool) -> _Ending:
-    """Send a signal to one that does not listen: it loads, or drains; or to its supervisor."""
+    """Send a signal to one that does not listen: it loads, or drains."""
     pidfd = os.pidfd_open(pid)
     try:
-        # Looked up by number: the pidfd is the owner's if that is still the owner.
-        again = owners.owner(owner.app)
-        if again is None or pid not in (again.pid, again.keeper):
+        again = owners.owner(owner.app)  # as above
+        if again is None or again.pid != pid:
             raise ProcessLookupError
         if owner.state == ownership.LOADING:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            if now and pid == again.keeper:  # whom a second one, of another kind, has hurry
-                signal.pidfd_send_signal(pidfd, signal.SIGINT)
         elif now:
             # It has closed its socket. What it leaves behind is swept.
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -178,7 +192,10 @@ def _ends(ending: _Ending) -> bool:
     Or may start one, or waits for one that was replaced: it cannot be told which, and is to be
     told to end in either case.
     """
-    while ending.keeper >= 0 and not select.select([ending.keeper], [], [], _AGAIN_S)[0]:
+    keeper = select.poll()
+    if ending.keeper >= 0:
+        keeper.register(ending.keeper, select.POLLIN)
+    while ending.keeper >= 0 and not keeper.poll(_AGAIN_S * 1000):
         owner = owners.owner(ending.name)
         if owner is not None and owner.pid not in (None, ending.pid):
             return False

@@ -108,7 +108,7 @@ class Succession:
                 else:
                     self._attach(connection, line, greeted)
         except (OSError, EOFError):
-            pass  # nobody is there, or is gone again, or busy: the next attempt
+            self._refusals = 0  # nobody is there, or is gone again, or busy: the next attempt
         except ShmbatchError as error:
             self._next_ns = now_ns() + _REFUSED_NS
             self._refusals += 1
@@ -154,9 +154,10 @@ class Succession:
         try:
             connection.move(before, line, most, is_idempotent)
         finally:
-            if connection.line is not line:
+            if connection.line is line:
+                self._knock_ns, self._next_ns, self._refusals = _KNOCK_NS, 0, 0
+            else:
                 line.close_descriptors()
-        self._knock_ns, self._next_ns, self._refusals = _KNOCK_NS, 0, 0
 
     def leave(self) -> None:
         """Let go of an attempt. Idempotent; from any thread."""

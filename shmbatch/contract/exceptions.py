@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from ..errors import RemoteError
@@ -20,6 +21,7 @@ MIN_LIMIT = 256  # bytes: a class path and the beginning of a message
 
 _CUT = "[...]"
 _CLASS_NAME: Any = type.__dict__["__name__"]
+_TRACEBACK: Any = BaseException.__dict__["__traceback__"]
 
 
 def pack_exception(error: BaseException, limit: int, *, trace: bool = True) -> bytes:
@@ -77,8 +79,13 @@ def unpack_exception(data: bytes) -> Exception:
 
 def class_name(error: BaseException) -> str:
     """Return the name of the class of *error*, whatever a metaclass makes of it; never raises."""
-    name: str = _CLASS_NAME.__get__(type(error))
-    return name
+    return str.__str__(_CLASS_NAME.__get__(type(error)))
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return where *error* comes from, whatever its class makes of it; never raises."""
+    trace: TracebackType | None = _TRACEBACK.__get__(error)
+    return trace
 
 
 def _args(error: BaseException, message: str) -> Any:
@@ -110,7 +117,7 @@ def _text(make: Callable[[], object]) -> str:
         return str(make()).encode("utf-8", "backslashreplace").decode()
     # Even a SystemExit from a user's __str__ must not keep a batch from its outcome.
     except BaseException as fault:
-        return f"<{type(fault).__name__} while it was described>"
+        return f"<{class_name(fault)} while it was described>"
 
 
 def _encode(value: object) -> bytes:

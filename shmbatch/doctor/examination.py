@@ -86,8 +86,9 @@ def _names(fix: bool) -> list[Finding]:
         ownership.sweep()
         for pid in machine.shared_memory_of_the_dead():
             leftovers.remove(pid)
-        left = _left()
-        removed = [each for each in before if each not in left]
+        still = _left()
+        left = [each for each in before if each in still]  # not what is old enough only now
+        removed = [each for each in before if each not in still]
     return [*found, names.left(left, removed), *names.executors(machine.living())]
 
 

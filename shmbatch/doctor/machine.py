@@ -122,11 +122,11 @@ def stale_names() -> list[str]:
     return found
 
 
-def shared_memory_of_the_dead() -> dict[str, list[str]]:
+def shared_memory_of_the_dead(older_s: float = _HANDSHAKE_S) -> dict[str, list[str]]:
     """Entries of /dev/shm that executors of this user have left, by their pid.
 
-    None of the last half minute: an executor in another process namespace, which is no process
-    here, names what it shares for as long as a handshake may take.
+    By default none of the last half minute: an executor in another process namespace, which is no
+    process here, names what it shares for as long as a handshake may take.
     """
     found: dict[str, list[str]] = {}
     for entry in _entries(SHARED_MEMORY):
@@ -134,7 +134,7 @@ def shared_memory_of_the_dead() -> dict[str, list[str]]:
         if maker is not None and not Path("/proc", maker[1]).exists():
             try:
                 made = entry.lstat()
-                if made.st_uid == os.geteuid() and age_s(made) > _HANDSHAKE_S:
+                if made.st_uid == os.geteuid() and age_s(made) >= older_s:
                     found.setdefault(maker[1], []).append(entry.name)
             except FileNotFoundError:
                 pass

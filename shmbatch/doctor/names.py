@@ -75,7 +75,7 @@ def left(what: Sequence[str], removed: Sequence[str] | None) -> Finding:
         return warning(LEFT, _shown(what), "shmbatch doctor --fix")
     if what:
         return warning(
-            LEFT, f"cannot be removed: {_shown(what)}", "remove it as the user who owns it"
+            LEFT, f"cannot be removed: {_shown(what)}", "see who owns it, and remove it by hand"
         )
     return ok(LEFT, f"removed: {_shown(removed)}" if removed else "nothing")
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..contract.exceptions import class_name
+from ..contract.exceptions import class_name, traceback_of
 from ..protocol.clock import now_ns
 
 log = logging.getLogger("shmbatch.executor")
@@ -83,7 +83,9 @@ class Failures:
             self._address,
             since,
             _described(error),
-            exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
+            exc_info=(type(error), error, traceback_of(error))
+            if log.isEnabledFor(logging.DEBUG)
+            else None,
         )
 
 
@@ -92,8 +94,8 @@ def _described(error: BaseException) -> str:
     try:
         message = " ".join(str(error).split())[:_MESSAGE_MAX]
     except BaseException as fault:  # a user's __str__
-        message = f"<{type(fault).__name__} while it was described>"
-    trace = error.__traceback__
+        message = f"<{class_name(fault)} while it was described>"
+    trace = traceback_of(error)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = ""

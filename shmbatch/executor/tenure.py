@@ -37,6 +37,7 @@ class Tenure:
         self._orders = orders
         self._lock: ownership.NameLock | None = None
         self._beside: Path | None = None  # where it listens until it has the name
+        self._state = ownership.SERVING  # what is to be said of it once it has the name
 
     def listen(self) -> socket.socket:
         """Claim the name, or get ready to take it over; return a listening socket.
@@ -67,7 +68,10 @@ class Tenure:
         """
         if self._lock is None:
             lock = self._claim(succeeds=True)
-            lock.note(ownership.SERVING, self._file)
+            noted = ""
+            while noted != self._state:  # another thread may say another one just now
+                noted = self._state
+                lock.note(noted, self._file)
             if self._beside is not None:
                 self._beside.rename(lock.socket_path)
                 self._beside = None
@@ -79,7 +83,8 @@ class Tenure:
             lock.close()
 
     def note(self, state: str) -> None:
-        """Say what the executor is doing, where it has the name."""
+        """Say what the executor is doing, where it has the name, and as soon as it has it."""
+        self._state = state
         lock = self._lock  # once: another thread may give it up
         if lock is not None:
             lock.note(state, self._file)

@@ -11,8 +11,8 @@
  * a thread's own table is closed at once. The thread holds whatever else is open, too, but only
  * for the moment that it lives.
  *
- * Before Linux 5.9 a thread cannot have such a table that easily: there it closes the descriptor
- * itself, and waits as long as that takes.
+ * Before Linux 5.9, or where a sandbox forbids close_range, the thread closes the descriptor itself,
+ * and waits as long as that takes.
  */
 #include "core.h"
 

@@ -15,10 +15,16 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import signal
 
 from . import control
 
 NOTICE_NBYTES = 4096
+
+# What `shmbatch stop` sends to one whose executor cannot hear. Not what a user sends, of whom a
+# second one means that it is to hurry: any number of processes may want to stop the same name.
+STOP = signal.SIGUSR1  # have it drain
+STOP_NOW = signal.SIGUSR2
 
 _SEAL_FUTURE_WRITE = 0x0010  # F_SEAL_FUTURE_WRITE, Linux 5.1; the fcntl module does not name it
 

@@ -18,7 +18,8 @@
  *     the entries that have batches there, only that of the first one can be over its limit, and
  *     the clocks of all begin anew with each `done` of one of them.
  *   - The code of a function on a device may wait for what is there before it. So while the thread
- *     is inside, it may take as long as the limits of all that say, on top of its own.
+ *     is inside, it may take as long as the limits of all that say, on top of its own. What has
+ *     none adds nothing: else whatever comes behind it could be stuck without end.
  *   - Clocks stand still while the watchdog itself is not run, as in a stopped process; it looks
  *     eight times within the shortest limit to see that.
  *

@@ -24,7 +24,7 @@ from ..protocol import leftovers
 from ..protocol.clock import now_ns
 from ..protocol.keeping import NameKeeper
 from ..protocol.orders import Orders
-from ..protocol.supervision import Notice, Supervisor
+from ..protocol.supervision import STOP, STOP_NOW, Notice, Supervisor
 from .backoff import STARTS_MAX, Backoff
 from .executor import Executor, fork
 from .reload import Reload
@@ -171,6 +171,8 @@ class _Supervisor:
             for number in self._signals.arrived():
                 if self._signals.says_reload(number):
                     self._reload.ask()
+                elif number in (STOP, STOP_NOW):
+                    self._stop(None, now=number == STOP_NOW)
                 else:
                     self._stop(number)
         if self._lifeline in found:
@@ -193,10 +195,10 @@ class _Supervisor:
         """Have all executors drain; with *now*, or at the second signal to, end at once."""
         hurry = now or (self._is_told and number in STOPPING)
         self._is_told = self._is_told or number in STOPPING
-        if self._is_stopping and not hurry:
+        if self._is_stopping and (self._is_hurrying or not hurry):
             return
         self._is_stopping = True
-        self._status = 0
+        self._status = self._status or 0
         self._fork_ns = None
         self._kill_ns = now_ns() + (_ENDING_NS if hurry else _LOADING_NS)
         if hurry:
@@ -261,12 +263,14 @@ class _Supervisor:
         sender.ready_ns = now_ns()
         if sender is not self._successor:
             self._has_served = True
+            if self._is_stopping:
+                sender.stop(hurry=False)  # it was ready before it could be told to
+        elif self._is_stopping:
+            sender.kill()  # likewise, and it has no calls
         elif self._current is not None:
             self._current.order("yield")
         else:  # it has died meanwhile
             self._let_take(sender)
-        if self._is_stopping:
-            sender.stop(hurry=False)  # it may have been ready before it could be told to
 
     def _ended(self, executor: Executor) -> None:
         served_ns = executor.served_ns()
@@ -279,12 +283,10 @@ class _Supervisor:
         elif executor is self._successor:
             self._successor = None
             self._not_reloaded(executor.failure or {"error": "ExecutorGone", "message": fate})
-            if self._is_ending():
-                return
-            if self._current is None:
-                self._back_off(None, fate)
-            elif executor.is_to_take:
+            if self._current is not None and executor.is_to_take:
                 self._give_back(self._current, served_ns, fate)
+            elif self._current is None and not self._is_ending():
+                self._back_off(None, fate)
         else:
             self._current = None
             self._succeed(executor, served_ns, status)
@@ -292,7 +294,8 @@ class _Supervisor:
     def _succeed(self, executor: Executor, served_ns: int | None, status: int) -> None:
         """Decide what follows the one that had the name and has ended."""
         if self._is_stopping:
-            if served_ns is not None or not self._has_served:  # else it was cut short by us
+            # Else it was cut short by us.
+            if not self._is_hurrying and (served_ns is not None or not self._has_served):
                 self._status = self._status or _as_shells_do(status)
         elif status == 0:
             self._end(status)
@@ -350,6 +353,8 @@ class _Supervisor:
         if self._keeper is None or self._keeper.socket() == self._yielded:
             self._let_take(current)
             return
+        if self._is_ending():
+            return  # it drains, and nobody needs to find it
         # The socket there is the dead one's, and nobody can connect to *current* any more.
         self._current = None
         self._old.append(current)

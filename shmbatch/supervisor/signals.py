@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..protocol.supervision import STOP, STOP_NOW
 from ..protocol.terminal import has_terminal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-_ALL = (*STOPPING, signal.SIGHUP)
+_ALL = (*STOPPING, signal.SIGHUP, STOP, STOP_NOW)
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
@@ -19,7 +20,7 @@ def _ring(number: int, frame: FrameType | None) -> None:
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP, for as long as this process lives."""
+    """All that a supervisor heeds, for as long as this process lives."""
 
     def __init__(self) -> None:
         # Who was told to ignore that its terminal goes, as by nohup, has none to lose.

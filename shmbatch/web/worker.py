@@ -106,7 +106,9 @@ def _end_with(supervisor: int) -> None:
     """Have this process end when the one of pidfd *supervisor* has: soon, whatever it is doing."""
 
     def watch() -> None:
-        select.select([supervisor], [], [])
+        poll = select.poll()
+        poll.register(supervisor, select.POLLIN)
+        poll.poll()
         os.kill(os.getpid(), signal.SIGTERM)  # finish, or, where nothing has begun, just end
         threading.Event().wait(_FINISH_S)
         os._exit(1)

@@ -350,11 +350,14 @@ def test_a_stop_waits_for_the_one_that_was_replaced_and_hurries_it_only_if_asked
                 with ThreadPoolExecutor() as threads:
                     stopped = threads.submit(shmbatch.stop, "served")
                     assert current.gone()
+                    again = threads.submit(shmbatch.stop, "served")  # which is no hurry
                     assert not old.gone(0.5)
                     assert not stopped.done()
+                    assert not again.done()
                     (tmp_path / "gate").touch()
                     assert running.get(timeout=60) == 7
                     stopped.result(timeout=60)
+                    again.result(timeout=60)
                 assert old.gone(0)
             assert current.gone(0)
         assert ended(supervisor)[0] == 0

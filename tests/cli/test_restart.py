@@ -123,8 +123,17 @@ def test_a_signal_to_either_or_both_lets_calls_finish_and_ends_both(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_both_at_once(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "then", "status"),
+    [
+        (signal.SIGTERM, "signal", 128 + signal.SIGTERM),
+        (signal.SIGINT, "signal", 128 + signal.SIGINT),
+        (signal.SIGTERM, "stop --now", 0),  # which is no failure of the service
+    ],
+)
+def test_a_second_signal_or_a_stop_now_ends_both_at_once(
+    tmp_path: Path, number: int, then: str, status: int
+) -> None:
     with supervised(written(tmp_path, "served.py", SERVED, GATED)) as supervisor:
         with Watched(executor_of(supervisor)) as executor:
             running = shmbatch.connect("served.gated").spawn(7)
@@ -135,9 +144,12 @@ def test_a_second_signal_ends_both_at_once(tmp_path: Path, number: int) -> None:
                 "it drains",
             )
             assert not executor.gone(0)  # the function never ends by itself
-            supervisor.send_signal(number)
+            if then == "signal":
+                supervisor.send_signal(number)
+            else:
+                shmbatch.stop("served", now=True)
             assert executor.gone()
-        assert ended(supervisor)[0] == 128 + number
+        assert ended(supervisor)[0] == status
         with pytest.raises(shmbatch.errors.ExecutorGone):
             running.get(timeout=60)
 

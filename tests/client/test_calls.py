@@ -25,6 +25,7 @@ from shmbatch.client import connecting as connecting_module
 from shmbatch.client import connection as connection_module
 from shmbatch.client import listener as listener_module
 from shmbatch.client import pool
+from shmbatch.client.slots import Slots
 from shmbatch.protocol._core import DONE
 from shmbatch.protocol.clock import now_ns
 from tests import processes
@@ -78,14 +79,27 @@ def test_a_spawned_call_can_be_asked_for_again_and_again(add: shmbatch.Function)
 
 def test_an_error_that_was_raised_is_let_go_of_with_its_call(add: shmbatch.Function) -> None:
     """Its traceback has the frame of `get`, which has the call, which has the error."""
-    late = add.with_options(deadline_ms=1e-6).spawn(1, 2)
+    late = add.with_options(deadline_ms=1e-6)
+
+    def raised(ask: Callable[[], object]) -> weakref.ref[BaseException]:
+        try:
+            ask()
+        except errors.DeadlineExceeded as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    async def awaited() -> weakref.ref[BaseException]:
+        try:
+            await late.spawn(1, 2).get.aio()
+        except errors.DeadlineExceeded as error:
+            return weakref.ref(error)
+        raise AssertionError
+
     gc.disable()
     try:
-        with pytest.raises(errors.DeadlineExceeded) as raised:
-            late.get()
-        gone = weakref.ref(raised.value)
-        del late, raised
-        assert gone() is None
+        assert raised(lambda: late.spawn(1, 2).get())() is None
+        assert raised(lambda: list(late.map([1], [2])))() is None
+        assert asyncio.run(awaited())() is None
     finally:
         gc.enable()
 
@@ -107,6 +121,7 @@ def test_a_signal_handler_may_call_while_its_thread_connects(
     monkeypatch.setattr(pool, "connect", connected)
     assert add.remote(3, 4) == 7
     assert interrupted == [3]
+    assert add.connect() is other.connect(), "and the pool knows both"
 
 
 def test_a_call_is_done_only_when_its_batch_is(executor: Served, module_gate: Gate) -> None:
@@ -705,6 +720,30 @@ def test_a_full_ring_without_time_raises_ring_full(executor: Served, module_gate
     module_gate.open(2)
     assert [call.get() for call in pending] == [10, 20]
     assert module_gate.arrived() == [2]
+
+
+def test_who_is_interrupted_while_it_queues_for_a_slot_leaves_the_queue(
+    executor: Served, module_gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = executor.connect("held_alone")
+    pending = [held.spawn(x) for x in (1, 2)]
+    assert module_gate.arrived() == [1]
+    join = Slots.join
+
+    def interrupted(slots: Slots, waiter: Any) -> None:
+        join(slots, waiter)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            held.spawn(3)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(held.spawn.aio(3))
+    module_gate.open(4)
+    assert [call.get() for call in pending] == [10, 20]
+    assert [held.with_options(timeout=PATIENCE_S).remote(x) for x in (4, 5)] == [40, 50]
+    module_gate.reset()
 
 
 def test_a_thread_that_waits_for_a_slot_gets_the_next_one(

@@ -12,7 +12,7 @@ from shmbatch import errors
 from shmbatch.client import arriving
 from shmbatch.client.arriving import connected
 from shmbatch.client.handshake import answer_within
-from shmbatch.client.limits import UNLIMITED, limits_from_now
+from shmbatch.client.limits import UNLIMITED, Limits, limits_from_now
 from shmbatch.client.patience import Patience, check_loaded
 from shmbatch.protocol import owners
 from shmbatch.protocol.clock import now_ns
@@ -94,53 +94,116 @@ def test_an_executor_that_is_there_has_a_second_to_answer_however_late_it_is() -
     assert 1 < answer_within(now_ns() + 60 * 10**9) <= 10
 
 
-def test_of_many_tasks_that_nobody_answers_one_has_asked(name: Name) -> None:
-    asked: list[str] = []
+class Handle:
+    """Of a function of 'sums'; who is asked may be late, and answers with the handle itself."""
 
-    class Handle:
-        address = Address.parse("sums.add")
+    address = Address.parse("sums.add")
 
-        def live(self) -> None:
-            return None
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.begun = threading.Semaphore(0)
+        self.answers = threading.Semaphore(0)
+        self.failures: list[Exception] = []
+        self.asked = 0
 
-        def connect(self, **options: Any) -> None:
-            asked.append("sums")
-            raise errors.ExecutorNotFound("nobody is there")
+    def live(self) -> Any:
+        return self.connection
 
-    async def calls() -> list[Any]:
-        handle: Any = Handle()
-        tasks = [connected(handle, UNLIMITED) for _ in range(50)]
-        return await asyncio.gather(*tasks, return_exceptions=True)
+    def connect(self, **options: Any) -> Any:
+        self.asked += 1
+        self.begun.release()
+        self.answers.acquire()
+        if self.failures:
+            raise self.failures.pop()
+        self.connection = self
+        return self
 
-    assert {str(error) for error in asyncio.run(calls())} == {"nobody is there"}
-    assert asked == ["sums"]
-    assert arriving._turns == {}
+    def task(self, limits: Limits = UNLIMITED) -> asyncio.Task[Any]:
+        handle: Any = self
+        return asyncio.create_task(connected(handle, limits))
+
+    async def task_that_asks(self) -> asyncio.Task[Any]:
+        task = self.task()
+        await asyncio.to_thread(self.begun.acquire)
+        return task
 
 
-def test_who_has_hardly_any_time_waits_for_the_task_that_connects(name: Name) -> None:
-    late = threading.Event()
+def test_tasks_that_nobody_answers_ask_together(name: Name) -> None:
+    async def calls() -> int:
+        handle = Handle()
+        handle.failures = [errors.ExecutorNotFound("nobody is there") for _ in range(50)]
+        handle.answers.release(50)
+        tasks = [handle.task() for _ in range(50)]
+        failures = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {str(error) for error in failures} == {"nobody is there"}
+        return handle.asked
 
-    class Handle:
-        address = Address.parse("sums.add")
-        connection: object = None
+    assert asyncio.run(calls()) <= 2, "of the first, and for those who came after it had asked"
+    assert arriving._asking == {}
 
-        def live(self) -> object:
-            return self.connection
 
-        def connect(self, **options: Any) -> object:
-            late.wait()
-            self.connection = self
-            return self
-
-    async def calls() -> tuple[Any, list[Any]]:
-        handle: Any = Handle()
-        tasks = [asyncio.create_task(connected(handle, limits_from_now(1e-6, None)))]
+def test_an_answer_is_not_for_who_comes_after_the_question(name: Name) -> None:
+    async def calls() -> None:
+        handle = Handle()
+        handle.failures = [errors.ExecutorNotFound("nobody was there")]
+        early = await handle.task_that_asks()
+        late = handle.task()
         await asyncio.sleep(0)
-        for _ in range(9):
-            tasks.append(asyncio.create_task(connected(handle, limits_from_now(1e-6, None))))
-        await asyncio.wait(tasks, timeout=0.01)
-        late.set()
-        return handle, await asyncio.gather(*tasks)
+        handle.answers.release(2)
+        assert await late is handle
+        with pytest.raises(errors.ExecutorNotFound, match="nobody was there"):
+            await early
 
-    handle, connections = asyncio.run(calls())
-    assert connections == [handle] * 10
+    asyncio.run(calls())
+
+
+def test_what_a_cancelled_task_has_asked_is_waited_for_by_the_next(name: Name) -> None:
+    async def calls() -> None:
+        handle = Handle()
+        (await handle.task_that_asks()).cancel()
+        for _ in range(20):
+            task = handle.task()
+            await asyncio.sleep(0)
+            task.cancel()
+        last = handle.task()
+        await asyncio.sleep(0)
+        handle.answers.release()
+        assert await last is handle
+        assert handle.asked == 1
+
+    asyncio.run(calls())
+    assert arriving._asking == {}
+
+
+@pytest.mark.parametrize(
+    ("timeout", "late_s"), [(1e-6, 0.01), pytest.param(30, 11, marks=pytest.mark.slow)]
+)
+def test_who_waits_for_another_task_has_a_second_and_as_long_as_its_call(
+    name: Name, timeout: float, late_s: float
+) -> None:
+    async def calls() -> None:
+        handle = Handle()
+        first = await handle.task_that_asks()
+        tasks = [handle.task(limits_from_now(timeout, None)) for _ in range(9)]
+        await asyncio.wait(tasks, timeout=late_s)
+        handle.answers.release()
+        assert await asyncio.gather(first, *tasks) == [handle] * 10
+
+    asyncio.run(calls())
+
+
+def test_who_waits_for_a_name_that_is_kept_waits_no_longer_than_its_call(name: Name) -> None:
+    name.is_had(LOADING)
+
+    async def calls() -> None:
+        handle = Handle()
+        handle.failures = [errors.ExecutorNotFound("it loads") for _ in range(10_000)]
+        handle.answers.release(10_000)
+        unlimited = handle.task()
+        with pytest.raises(errors.ExecutorNotFound, match="it loads"):
+            await handle.task(limits_from_now(0.02, None))
+        assert not unlimited.done()
+        handle.failures = []
+        assert await unlimited is handle
+
+    asyncio.run(calls())

@@ -1229,8 +1229,17 @@ class Odd(Exception, metaclass=Nameless):
     def __class__(self) -> Any:  # type: ignore[override]
         raise SystemExit
 
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise SystemExit
+
     def __str__(self) -> str:
         raise SystemExit
+
+
+class Odder(Odd):
+    def __str__(self) -> str:
+        raise Odd
 
 
 class Liar(list[int]):
@@ -1250,6 +1259,7 @@ class Liar(list[int]):
         (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "KeyboardInterrupt"),
         (lambda: next(iter(())), "StopIteration"),
         (lambda: (_ for _ in ()).throw(Odd()), "SystemExit while it was described"),
+        (lambda: (_ for _ in ()).throw(Odder()), "Odd while it was described"),
         (lambda: None, "BatchResultError"),
         (lambda: [1, 2], "BatchResultError"),
         (Rude, "LookupError"),
