@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import ExecutorNotFound
 from ..protocol.clock import now_ns
 from .connection import Connection
-from .limits import Limits
+from .limits import Limits, unserved
 from .patience import ASK_EVERY_S, Patience
 
 if TYPE_CHECKING:
@@ -92,22 +92,30 @@ async def _connected(
             await asyncio.wait((asked,))
             if not isinstance(asked.exception(), ExecutorNotFound):
                 return asked.result()
-        elif asking.asked is not None:
-            await _wait(asking.asked, limits.next_ns)
+        elif asking.asked is not None and not await _waited(asking.asked, limits.next_ns):
+            patience.is_left()  # which says why not
+            raise _failure(
+                handle,
+                patience,
+                limits,
+                "no executor has answered yet, and another task waits for it, too; wait longer "
+                "with timeout=",
+            )
         if asking.vain_ns >= since_ns:  # for us, too
             if not patience.is_left():
-                raise ExecutorNotFound(asking.failure)
+                raise _failure(handle, patience, limits, asking.failure)
             since_ns = now_ns()
             await asyncio.sleep(ASK_EVERY_S)
 
 
-async def _wait(asked: asyncio.Future[Connection], until_ns: int | None) -> None:
+def _failure(handle: Function, patience: Patience, limits: Limits, message: str) -> Exception:
+    return unserved(handle.address, limits) if patience.is_over else ExecutorNotFound(message)
+
+
+async def _waited(asked: asyncio.Future[Connection], until_ns: int | None) -> bool:
+    """Wait for what another task has asked; False if there is no more time."""
     timeout = None
     if until_ns is not None:
         timeout = max(_ANSWER_MIN_S, (until_ns - now_ns()) / 1e9)
-    _, waiting = await asyncio.wait((asked,), timeout=timeout)
-    if waiting:
-        raise ExecutorNotFound(
-            "no executor has answered yet, and another task waits for it, too; wait longer with "
-            "timeout="
-        )
+    answered, _ = await asyncio.wait((asked,), timeout=timeout)
+    return bool(answered)

@@ -14,7 +14,7 @@ from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
 from .attended import SLICE_NS
 from .connection import Connection, Failure, Unfinished
-from .limits import UNLIMITED, Limits, earlier
+from .limits import UNLIMITED, Limits, earlier, exceeded
 from .verbs import static_verb, verb
 
 _WAITING, _VALUE, _ERROR = 0, 1, 2
@@ -77,7 +77,7 @@ class FunctionCall:
         if type(outcome) is Failure:
             expired = outcome.error is None
             self._settle_as(
-                _ERROR, connection.exceeded(self._limits) if expired else outcome.error
+                _ERROR, exceeded(connection.address, self._limits) if expired else outcome.error
             )
         else:
             self._outcome = outcome

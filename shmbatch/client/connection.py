@@ -17,7 +17,6 @@ from ..contract.signature import Signature
 from ..errors import (
     CallCancelled,
     CallTimeout,
-    DeadlineExceeded,
     ExecutorClosed,
     ProtocolError,
     RingFull,
@@ -40,7 +39,7 @@ from ..protocol._core import (
 from ..protocol.clock import now_ns
 from ..protocol.spinning import Spinning
 from .attended import SLICE_NS, Attended
-from .limits import Limits
+from .limits import Limits, exceeded
 from .results import finisher
 from .slots import WaitingThread
 
@@ -268,7 +267,7 @@ class Connection(Attended):
     def no_slot(self, limits: Limits) -> Exception:
         """Return what ends the wait for a slot at the earlier of *limits*."""
         if limits.next_ns == limits.deadline_ns:
-            return self.exceeded(limits)
+            return exceeded(self.address, limits)
         return RingFull(
             f"all {self.capacity} slots for '{self.address}' are in use; "
             f"wait longer, or give the function more with slots="
@@ -314,7 +313,7 @@ class Connection(Attended):
     def error(self, ticket: int, limits: Limits) -> Exception:
         """Return what a call failed with that the core said FAILED of; frees its slot."""
         error = self._error(ticket)
-        return self.exceeded(limits) if error is None else error
+        return exceeded(self.address, limits) if error is None else error
 
     def _error(self, ticket: int) -> Exception | None:
         """As `error`; None of a call that expired."""
@@ -339,7 +338,7 @@ class Connection(Attended):
         """
         if limits.next_ns == limits.deadline_ns:
             if self.ring.expire(ticket) == CANCELLED:
-                raise self.exceeded(limits)
+                raise exceeded(self.address, limits)
             limits = limits._replace(deadline_ns=0)  # launched in time, or done
         if limits.until_ns is not None and limits.until_ns <= now_ns():
             raise CallTimeout(
@@ -405,12 +404,6 @@ class Connection(Attended):
                 self._park_completions(found, timeout_ns)
             elif not found():
                 self.help(timeout_ns)
-
-    def exceeded(self, limits: Limits) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"'{self.address}' did not launch this call within {limits.deadline_ms:g} ms, so it "
-            f"never runs; give it more time with deadline_ms="
-        )
 
 
 def _guarded(finish: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:

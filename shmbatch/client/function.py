@@ -9,7 +9,7 @@ from typing import Any
 
 from ..contract.batching import BatchParameters, OtherBatching, other_batching
 from ..contract.signature import Signature
-from ..errors import ConfigError
+from ..errors import ConfigError, ExecutorNotFound
 from ..protocol import names
 from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FULL
 from ..protocol.clock import deadline_ns as deadline_after
@@ -18,7 +18,8 @@ from .attended import Attended
 from .call import FunctionCall
 from .connection import Connection, Forked, Replaced, Unfinished
 from .handshake import ANSWER_S, DECORATED, answer_within
-from .limits import UNLIMITED, Limits, check, limits_from_now
+from .limits import UNLIMITED, Limits, check, limits_from_now, unserved
+from .patience import NotInTime
 from .pool import connection_to
 from .verbs import verb
 
@@ -113,6 +114,7 @@ class Function:
 
         Raises:
             ExecutorNotFound, HandshakeError: as `shmbatch.connect`.
+            CallTimeout, DeadlineExceeded: *limits* passed while this waited for another one.
         """
         connection = self.live()
         if connection is None:
@@ -122,7 +124,8 @@ class Function:
                     f"itself; call .local(...) with lists there"
                 )
             deadline = deadline_after(timeout)
-            until_ns = (limits or self._limits_from_now()).next_ns
+            limits = limits or self._limits_from_now()
+            until_ns = limits.next_ns
             patience_s = ANSWER_S if served else answer_within(until_ns)
             if answer_s is not None:
                 patience_s = answer_s
@@ -144,10 +147,15 @@ class Function:
                     served=served,
                 )
 
-            if self._starter is None:
-                connection = connect()
-            else:
-                connection = self._starter(self.address, timeout, connect)
+            try:
+                if self._starter is None:
+                    connection = connect()
+                else:
+                    connection = self._starter(self.address, timeout, connect)
+            except NotInTime as error:
+                if served or once:
+                    raise ExecutorNotFound(str(error)) from None
+                raise unserved(self.address, limits) from None
             self._connection = connection
             connection.handles.add(self)
         return connection

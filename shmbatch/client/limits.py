@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..errors import ConfigError
+from ..errors import CallTimeout, ConfigError, DeadlineExceeded
 from ..protocol.clock import FOREVER_S, now_ns
 from ..protocol.clock import deadline_ns as deadline_after
 
@@ -42,6 +42,24 @@ def limits_from_now(timeout: float | None, deadline_ms: float | None) -> Limits:
     if deadline_ms is not None:
         deadline_ns = now_ns() + round(min(deadline_ms, _FOREVER_MS) * 1e6)
     return Limits(deadline_after(timeout), deadline_ns, timeout, deadline_ms)
+
+
+def unserved(address: object, limits: Limits) -> Exception:
+    """Return what ends a call whose limits pass before an executor follows the one that died."""
+    if limits.next_ns == limits.deadline_ns:
+        return exceeded(address, limits)
+    return CallTimeout(
+        f"'{address}' had no executor within {limits.timeout:g} seconds and the call is given up; "
+        f"give it more time with timeout="
+    )
+
+
+def exceeded(address: object, limits: Limits) -> DeadlineExceeded:
+    """Return what ends a call that was not launched by its deadline."""
+    return DeadlineExceeded(
+        f"'{address}' did not launch this call within {limits.deadline_ms:g} ms, so it never "
+        f"runs; give it more time with deadline_ms="
+    )
 
 
 def check(timeout: float | None, deadline_ms: float | None) -> None:

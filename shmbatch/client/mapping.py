@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
+    CallTimeout,
     DeadlineExceeded,
     ExecutorClosed,
     ExecutorGone,
@@ -26,7 +27,7 @@ Inputs = Iterator[tuple[Any, ...]]
 AsyncInputs = AsyncIterator[tuple[Any, ...]]
 
 # What concerns one input alone: it takes that input's place among the results.
-_REFUSALS = (InputError, RingFull, DeadlineExceeded)
+_REFUSALS = (InputError, RingFull, CallTimeout, DeadlineExceeded)
 
 # What concerns every input to come: it is raised when all that was submitted has been yielded.
 _ENDS = (ExecutorClosed, ExecutorGone, ExecutorNotFound)

@@ -10,10 +10,15 @@ from ..protocol.ownership import DRAINING, LOADING, SERVING
 ASK_EVERY_S = 0.01  # while a supervisor keeps the name
 
 
+class NotInTime(ExecutorNotFound):
+    """A supervisor keeps the name, and the caller has no more time to wait for an executor."""
+
+
 class Patience:
     """How long one caller asks again: as long as a supervisor keeps the name, until *until_ns*."""
 
     def __init__(self, name: str, until_ns: int | None) -> None:
+        self.is_over = False  # because that time has passed
         self._name = name
         self._until_ns = until_ns
         self._was_serving = False
@@ -23,7 +28,8 @@ class Patience:
         owner = _owner(self._name)
         if owner is None or owner.keeper is None or owner.state == DRAINING:
             return False  # nobody will come
-        if self._until_ns is not None and now_ns() >= self._until_ns:
+        self.is_over = self._until_ns is not None and now_ns() >= self._until_ns
+        if self.is_over:
             return False
         was_serving, self._was_serving = self._was_serving, owner.state == SERVING
         return not (was_serving and self._was_serving)  # else it is there, and does not answer

@@ -15,7 +15,7 @@ from ..protocol.clock import now_ns
 from ..protocol.spinning import wait_mode
 from .connection import Connection
 from .handshake import ANSWER_S, DECORATED, connect
-from .patience import ASK_EVERY_S, Patience, check_loaded
+from .patience import ASK_EVERY_S, NotInTime, Patience, check_loaded
 
 _Key = tuple[str, str, str, str, OtherBatching]
 
@@ -58,8 +58,10 @@ def connection_to(
             return _connection_to(
                 key, address, signature, deadline_ns, batching, answer_s=answer_s, served=served
             )
-        except ExecutorNotFound:
+        except ExecutorNotFound as error:
             if not patience.is_left():
+                if patience.is_over:
+                    raise NotInTime(str(error)) from None
                 raise
         time.sleep(ASK_EVERY_S)  # not in there, where others would have to wait for us
 

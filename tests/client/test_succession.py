@@ -336,11 +336,11 @@ def test_who_comes_between_two_executors_waits_for_the_next_one(executor: Superv
             executor.kill_executor()
             patient = threads.submit(once.remote, 2)
             task = threads.submit(lambda: asyncio.run(once.remote.aio(3)))
-            with pytest.raises(errors.ExecutorNotFound):
+            with pytest.raises(errors.CallTimeout, match=r"no executor within 0\.1 seconds"):
                 once.with_options(timeout=0.1, deadline_ms=1000).remote(4)
-            with pytest.raises(errors.ExecutorNotFound):
+            with pytest.raises(errors.DeadlineExceeded, match="within 50 ms, so it never runs"):
                 once.with_options(deadline_ms=50).remote(4)
-            with pytest.raises(errors.ExecutorNotFound):
+            with pytest.raises(errors.CallTimeout, match=r"no executor within 0\.1 seconds"):
                 asyncio.run(once.with_options(timeout=0.1).remote.aio(4))
             asyncio.run(cancelled(once))
             with pytest.raises(errors.ExecutorNotFound):
