@@ -422,8 +422,8 @@ def test_many_deaths_under_load_lose_nothing(executor: Supervised, ledger: Path)
         ends.append(threads.submit(lambda: asyncio.run(call_aio(3_000_000))))
         try:
             for _ in range(6):
-                before = ledger.stat().st_size
                 executor.kill_executor()
+                before = ledger.stat().st_size  # what grows from here on, the next one writes
                 processes.wait_until(
                     lambda: ledger.stat().st_size > before + 5000,  # noqa: B023
                     "calls run",
