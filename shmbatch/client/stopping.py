@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -136,7 +135,7 @@ def _tell(app: str, now: bool) -> _Ending:
             raise silent(app, None) from None
         if deadline is not None and now_ns() > deadline:
             raise silent(app, ANSWER_S)
-        time.sleep(_AGAIN_S)
+        select.poll().poll(_AGAIN_S * 1000)
 
 
 def _ask(name: str, now: bool) -> _Ending:
