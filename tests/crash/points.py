@@ -91,7 +91,8 @@ class Victims:
     def close(self) -> None:
         self._program.close()
         logged = self._log.read_text()
-        assert "Traceback" not in logged, logged[-4000:]
+        before, traceback, after = logged.partition("Traceback")
+        assert not traceback, f"{before[-1000:]}{traceback}{after[:3000]}"
 
 
 @contextmanager
