@@ -63,6 +63,13 @@ class Delivery:
         self._coerce = result.coerce if packed is None else packed.pack
         self._stacks: dict[int, Column] = {}  # the result column with a batch axis, by length
 
+    def scattered(self, batch: Batch, value: Any) -> bool:
+        """Write what the function returned, if all of it is just what it declared."""
+        try:
+            return batch.scatter(value)
+        except BaseException:  # `returned` will raise it again
+            return False
+
     def returned(self, batch: Batch, value: Any) -> int:
         """Write what the function returned; return how many calls got an error."""
         if batch.scatter(value):

@@ -6,6 +6,7 @@
     complete:  [has landed] -> outcomes are published, and the run is idle
                             -> it failed, and goes on in parts; see `retrying`
     relaunch:  a part -> gather -> f(...) -> [landing begins]
+    serve:     launch and complete in one, where nothing can come between
 """
 
 from __future__ import annotations
@@ -145,6 +146,48 @@ class Executing:
         run.reason = batcher.sealed()
         self._execute(run)
         return size
+
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether a batch that is launched can be completed at once, so that `serve` does both."""
+        return self._staging.only_gathers and self._runner is None and self._clock is None
+
+    def serve(self, at_ns: int) -> tuple[int, list[Wake] | None]:
+        """As `launch` and then `complete`, at a third of what they cost; returns what they do.
+
+        For a function that `runs_at_once`, and has an idle run. A batch that does not end as it
+        should goes the long way from there.
+        """
+        run = self.idle.pop()
+        batch, batcher = run.batch, self.batcher
+        size = run.size = self.inbox.take(batch, batcher.max_batch_size, at_ns)
+        if batcher.lockstep and batcher.reason is _DEADLINE:
+            self.inbox.forget_absent()
+        if not size:
+            self.idle.append(run)
+            return 0, None
+        run.reason = batcher.sealed()
+        self.flights.append(run)
+        try:
+            inputs = self._staging.gather_alone(batch)
+        except BaseException as error:
+            run.raised(error, "staging")
+            return size, self.complete()
+        try:
+            value = self._function(*inputs)
+        except BaseException as error:  # whatever it is, even SystemExit, the callers get it
+            run.raised(error)
+            return size, self.complete()
+        if self.retries.active or not self._delivery.scattered(batch, value):
+            run.returned(value)
+            return size, self.complete()
+        wakes = batch.complete()
+        # The callers have their results; now what can wait.
+        self.statistics.count(size, 0, run.reason)
+        self.expects_calls = True
+        self.flights.clear()
+        self.idle.append(run)
+        return size, wakes
 
     def relaunch(self) -> None:
         """Start the next part of a batch that failed; there must be one."""

@@ -86,6 +86,7 @@ class Loop:
     ) -> None:
         self.functions = list(functions)
         self._attended: list[ServedFunction] = []  # those with producers, or still in flight
+        self._alone: ServedFunction | None = None  # the only one of them, if it runs at once
         self._poller = poller
         self._events = events
         self._disconnect = disconnect
@@ -129,6 +130,8 @@ class Loop:
     def _attend(self) -> None:
         """A turn costs as much as there are functions to look at; look at no more than needed."""
         self._attended = [each for each in self.functions if each.inbox.count or each.is_busy]
+        alone = self._attended[0] if len(self._attended) == 1 else None
+        self._alone = alone if alone and alone.runs_at_once and alone.turns is None else None
 
     def drain(self, status: int = DRAINING) -> None:
         """Refuse new calls, run those that were published, then end `run`.
@@ -190,6 +193,9 @@ class Loop:
 
         Where something was done: `NOW_NS` if there may be more, `IDLE_NS` if no call is left.
         """
+        alone = self._alone
+        if alone is not None and alone.idle:
+            return self._turn_of(alone, at_ns)
         chosen: ServedFunction | None = None
         retried: ServedFunction | None = None  # the chosen one, if it has a batch in parts
         due_ns = 0  # of the chosen one
@@ -268,6 +274,33 @@ class Loop:
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
             self._tell_active(at_ns)
         return IDLE_NS if launched == total and not in_flight else NOW_NS
+
+    def _turn_of(self, function: ServedFunction, at_ns: int) -> int:
+        """As `turn`, where only this function is attended: nobody has to be chosen, or waited for.
+
+        A lone call is answered in half the time.
+        """
+        inbox, batcher = function.inbox, function.batcher
+        waiting = inbox.drain(at_ns)
+        batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining, inbox.absent)
+        if inbox.attention:
+            self._wake(inbox.pop_attention() or ())
+        self._missing = batcher.missing
+        if waiting:
+            if batcher.reason is None:
+                return batcher.due_ns
+        elif function.expects_calls and batcher.wait_ns and not self._draining:
+            function.expects_calls = False  # as in `turn`
+            return at_ns + batcher.wait_ns
+        else:
+            self._missing = 1
+            return NEVER_NS
+        launched, wakes = function.serve(at_ns)
+        if wakes:
+            self._wake(wakes)
+        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
+            self._tell_active(at_ns)
+        return IDLE_NS if launched == waiting and not function.is_busy else NOW_NS
 
     def _leaves(self, function: ServedFunction) -> bool:
         """Leave a function's oldest flight under way, if something else may come meanwhile.

@@ -312,6 +312,11 @@ class _Simulated(ServedFunction):
         events, capacity = simulation._events, MAX_CAPACITY
         super().__init__(definition, address, device, events, capacity)
 
+    @property
+    def runs_at_once(self) -> bool:
+        """It does not: here a batch takes time, and is looked at before it is completed."""
+        return False
+
     def launch(self, at_ns: int) -> int:
         if troubles := self.simulation.clock.troubles:
             raise troubles[0]  # the test has ended; another batch would be for nothing

@@ -256,6 +256,7 @@ class World:
             self.inboxes.append(Watched(served.inbox, self, number))
             served.inbox = self.inboxes[number]  # type: ignore[assignment]
             served.complete = partial(self._complete, number, served.complete)  # type: ignore[method-assign]
+            served.serve = partial(self._serve, number, served.serve)  # type: ignore[method-assign]
         self.loop = Loop(
             self.functions,
             self.poller,  # type: ignore[arg-type]
@@ -438,7 +439,10 @@ class World:
             self._running[function].append(execution)
             return execution
         calls = [self.calls[x] for x in xs]
-        reason = self.functions[function].flights[-1].reason
+        served = self.functions[function]
+        reason = (served.flights or served.idle)[
+            -1
+        ].reason  # idle: while it launches and completes
         left_waiting = len(self.waiting(function)) - len(calls)
         execution = Execution(function, self.now_ns, calls, left_waiting, reason)
         self.executions.append(execution)
@@ -452,12 +456,21 @@ class World:
     def _complete(self, function: int, complete: Callable[[], Any]) -> Any:
         """Complete the oldest batch of a function as its `ServedFunction` does."""
         wakes = complete()
-        if self._running[function]:  # else the function was not the world's own
+        self._completed(function)
+        return wakes
+
+    def _serve(self, function: int, serve: Callable[[int], Any], at_ns: int) -> Any:
+        """The same where launching and completing are one."""
+        served = serve(at_ns)
+        self._completed(function)
+        return served
+
+    def _completed(self, function: int) -> None:
+        if self._running[function]:  # else the function was not the world's own, or is noted
             execution = self._running[function].popleft()
             if self.strict:
                 self.contract.completed(function, halved=False)
             self.virtual.noting(lambda: self.completed(execution))
-        return wakes
 
     def _end(self, execution: Execution) -> list[Any]:
         execution.until_ns = self.now_ns

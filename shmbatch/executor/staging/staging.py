@@ -109,7 +109,7 @@ class Staging:
 
         # On the CPU, mostly, there is nothing else to do; small calls feel every look.
         more = self._packed or self._padded or self._tensors or sizes is not None
-        self._only_gathers = not more and not self.fetches
+        self.only_gathers = not more and not self.fetches
 
     def gather(self, batch: Batch) -> tuple[list[Any], int]:
         """Return the batch's inputs where the function runs, and how many there are of each.
@@ -119,8 +119,8 @@ class Staging:
         Rows whose bytes are no value are rejected: they get that error, and the others are as if
         they had never been there. There may be none left.
         """
-        if self._only_gathers:
-            return batch.gather(self._sets[0].rooms), batch.count
+        if self.only_gathers:
+            return self.gather_alone(batch), batch.count
         self._turn = (self._turn + 1) % len(self._sets)
         room = self._sets[self._turn]
         direct = self._direct
@@ -146,6 +146,10 @@ class Staging:
                 if isinstance(values, list):
                     values.extend(values[-1:] * (size - count))
         return inputs, size
+
+    def gather_alone(self, batch: Batch) -> list[Any]:
+        """As `gather`, where that `only_gathers`: the inputs, of every call in the batch."""
+        return batch.gather(self._sets[0].rooms)
 
     def warm_up(self, function: Callable[..., Any], size: int) -> None:
         """Run a function of arrays on a batch of zeros, to the end; before any call has come."""
