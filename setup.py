@@ -8,8 +8,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
 CORE = (
-    *("core", "values", "segment", "producer", "moving", "executor", "batch"),
-    *("watchdog", "apart"),
+    *("core", "values", "segment", "producer", "calling", "moving"),
+    *("executor", "batch", "watchdog", "apart"),
 )
 
 # A free-threaded interpreter has no limited API; there the core is built for just that version.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shmbatch
 from shmbatch.client.function import Function
-from shmbatch.client.verbs import Verb, _VerbMethod
+from shmbatch.client.verbs import VerbMethod
+from shmbatch.protocol._core import GetVerb, Verb
 
 project = "shmbatch"
 author = "the authors of shmbatch"
@@ -32,7 +33,7 @@ default_role = "py:obj"  # what docstrings have between single backticks
 # A verb is an object with a twin; what its documentation is about is the method inside.
 for owner in (Function, shmbatch.FunctionCall):
     for name, member in list(vars(owner).items()):
-        if isinstance(member, _VerbMethod):
-            setattr(owner, name, member._method)
+        if isinstance(member, (VerbMethod, GetVerb)):
+            setattr(owner, name, member.__wrapped__)
         elif isinstance(member, staticmethod) and isinstance(member.__func__, Verb):
-            setattr(owner, name, staticmethod(member.__func__.func))
+            setattr(owner, name, staticmethod(member.__func__.__wrapped__))

@@ -84,7 +84,6 @@ class Attended:
         self.signature = Signature.from_message(welcome["signature"])
         self.max_batch_size: int = welcome["max_batch_size"]
         self.handles: weakref.WeakSet[Function] = weakref.WeakSet()  # that use it
-        self.dead = False
         self.is_orphaned = False
         where = segment_layout(self.signature, welcome["capacity"])
         self.capacity = where.capacity
@@ -96,8 +95,8 @@ class Attended:
         self.ring = ProducerRing(
             *(*shared, transport.bell_memory, line.wake, finish(self.signature))
         )
+        self._choose_sleep()
         self.slots = Slots(self.ring)
-        self._looked_ns = 0
         self._refusal: str | None = None  # why the next executor could not take the calls
         self.listener: Listener | None = None  # tells event loops of finished calls
         self._listener_mutex = threading.Lock()
@@ -111,16 +110,23 @@ class Attended:
             where.nbytes,
         )
 
+    @property
+    def dead(self) -> bool:
+        """Whether no call can be made over it any more; stays so."""
+        return self.ring.dead
+
     def slice_ns(self, until_ns: int | None) -> int:
         """How long to sleep before looking at the executor's life again, nanoseconds."""
         return SLICE_NS if until_ns is None else min(SLICE_NS, until_ns - now_ns())
 
     def should_look(self) -> bool:
         """Say whether a slice has passed since the last look at the executor's life."""
+        if self.dead or self.is_orphaned:
+            return True
         at_ns = now_ns()
-        if at_ns - self._looked_ns < SLICE_NS and not (self.dead or self.is_orphaned):
+        if at_ns - self.ring.looked_ns < SLICE_NS:
             return False
-        self._looked_ns = at_ns
+        self.ring.looked_ns = at_ns
         return True
 
     def is_attended(self, ticket: int | None = None) -> bool:
@@ -176,6 +182,7 @@ class Attended:
             return  # another thread was here meanwhile
         if line.supervisor is not None and self.ring.status in (OPEN, REPLACED):
             self.is_orphaned = True
+            self.ring.looked_ns = 0  # nobody is to sleep in the core before somebody has come
             say(
                 *(INFO, "the executor of '%s' (process %d) is gone%s; waiting for the next one"),
                 *(self.address, line.executor_pid, _because(line.cause)),
@@ -188,7 +195,7 @@ class Attended:
         if self.dead or line is not self.line:
             return
         self._refusal = refusal
-        self.dead = True
+        self.ring.dead = True
         self.is_orphaned = False
         say(
             *(INFO, "the executor of '%s' (process %d) is gone%s"),
@@ -235,11 +242,16 @@ class Attended:
     def _moved(self, before: Line, max_batch_size: int, is_idempotent: bool) -> None:
         self.max_batch_size = max_batch_size
         self._is_idempotent = is_idempotent
+        self._choose_sleep()
         if self.listener is None:
             before.close_descriptors()
         else:
             self.listener.let_go(before)
         self._look_all()
+
+    def _choose_sleep(self) -> None:
+        """Have the core sleep by itself where it can."""
+        self.ring.park_ns = SLICE_NS if self.line.transport.parks_in_core else 0
 
     def _look_all(self) -> None:
         """Have everybody look again who waits for something."""
@@ -280,7 +292,7 @@ class Attended:
         lost = self.dead
         if not lost:
             self.line.read()  # who asks for a call later is told why the executor died, if it has
-        self.dead = True
+        self.ring.dead = True
         self.is_orphaned = False
         line = self.line  # for good: a dead connection does not move
         self._succession.leave()

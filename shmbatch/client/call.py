@@ -9,32 +9,27 @@ from functools import reduce
 from typing import Any
 
 from ..errors import CallCancelled, CallTimeout, ConfigError, DeadlineExceeded, ShmbatchError
-from ..protocol._core import CANCELLED, FAILED, PENDING
+from ..protocol._core import CANCELLED, PENDING, Call, Failure, GetVerb
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
 from .attended import SLICE_NS
-from .connection import Connection, Failure, Unfinished
+from .connection import Connection
 from .limits import UNLIMITED, Limits, earlier, exceeded
-from .verbs import static_verb, verb
+from .verbs import static_verb
 
 _WAITING, _VALUE, _ERROR = 0, 1, 2
 
 
-class FunctionCall:
+class FunctionCall(Call):
     """A call made by ``spawn``; `get` its result, or `cancel` it, from any thread.
 
     Dropping the last reference gives its slot back: not launched it never runs, launched its
     result is dropped.
     """
 
-    __slots__ = ("_connection", "_limits", "_outcome", "_state", "_ticket")
-
-    def __init__(self, connection: Connection, ticket: int, limits: Limits) -> None:
-        self._connection = connection
-        self._ticket = ticket
-        self._limits = limits
-        self._outcome: Any = None  # always set before `_state`
-        self._state = _WAITING  # last: only then is there something to give up
+    __slots__ = ()
+    _connection: Connection
+    _limits: Limits
 
     @classmethod
     def _refused(cls, connection: Connection, error: Exception) -> FunctionCall:
@@ -43,48 +38,41 @@ class FunctionCall:
         call._settle_as(_ERROR, error)
         return call
 
-    def _settle(self, spin_ns: int = 0) -> bool:
-        """Take the outcome if it is there; True once it is. Does not block; frees the slot.
+    def _look(self) -> bool:
+        """Take the outcome if it is there; True once it is. What the core cannot do of `_settle`.
 
-        A call whose time is over gets its outcome here.
-
-        The core hands an outcome to one thread only; another one that asks for it meanwhile
-        finds it here or in the connection's stash a moment later.
+        A call whose time is over gets its outcome here. The core hands an outcome to one thread
+        only; another one that asks for it meanwhile finds it here or in the connection's stash a
+        moment later.
         """
-        if self._state != _WAITING:
-            return True
         connection = self._connection
-        try:  # as `Connection.outcome`, which would cost one Python call more
-            outcome = connection.slots.entrance.poll(self._ticket, spin_ns)
-            if outcome is FAILED:
-                outcome = connection.failure(self._ticket)
-        except Unfinished as failed:
-            outcome = Failure(failed.error)
+        try:
+            outcome = connection.outcome(self._ticket, 0)
         except ValueError:
             outcome = connection.unstash(self._ticket)
         except BaseException as error:
             if connection.ring.forked:
                 message = "this call belongs to the parent process; get it there"
                 raise ConfigError(message) from None
-            if connection.is_live(self._ticket):
-                raise  # a signal's, before the outcome was taken: the call goes on
-            # It came in between: the outcome is lost.
-            lost = error if isinstance(error, Exception) else self._cancelled("interrupted")
-            self._settle_as(_ERROR, lost)
-            raise
+            if not connection.is_live(self._ticket):
+                self._lost(error)
+            raise  # a signal's, perhaps, before the outcome was taken: then the call goes on
+        if self._state != _WAITING:
+            return True
         if outcome is PENDING:
-            return self._state != _WAITING or (self._limits is not UNLIMITED and self._lapse())
-        if type(outcome) is Failure:
-            expired = outcome.error is None
-            self._settle_as(
-                _ERROR, exceeded(connection.address, self._limits) if expired else outcome.error
-            )
+            return self._limits is not UNLIMITED and self._lapse()
+        if type(outcome) is not Failure:
+            self._settle_as(_VALUE, outcome)
+        elif outcome.error is None:
+            self._settle_as(_ERROR, exceeded(connection.address, self._limits))
         else:
-            self._outcome = outcome
-            self._state = _VALUE
-            if connection.sleepers or connection.listener is not None:
-                connection.tell(self._ticket)
+            self._settle_as(_ERROR, outcome.error)
         return True
+
+    def _lost(self, error: BaseException) -> None:
+        """Settle a call whose outcome was lost on its way because of *error*."""
+        lost = error if isinstance(error, Exception) else self._cancelled("interrupted")
+        self._settle_as(_ERROR, lost)
 
     def done(self) -> bool:
         """Say whether `get` would return, or raise, at once.
@@ -109,8 +97,7 @@ class FunctionCall:
         finally:
             del self  # as in `get`
 
-    @verb(_get_aio)
-    def get(self, timeout: float | None = None) -> Any:
+    def _get(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call failed with.
 
         Raises:
@@ -120,14 +107,14 @@ class FunctionCall:
             CallCancelled: it was cancelled.
             ExecutorGone: the executor died before there was a result.
         """
-        if not self._settle(self._connection.spinning.spin_ns):
+        if not self._settle():
             self._wait(deadline_after(timeout), timeout)
-        if self._state == _ERROR:
-            try:
-                raise self._outcome
-            finally:
-                del self  # or the error, whose traceback has this frame, would keep itself alive
-        return self._outcome
+        try:
+            return self._result()
+        finally:
+            del self  # or the error, whose traceback has this frame, would keep itself alive
+
+    get = GetVerb(_get, _get_aio)
 
     @staticmethod
     async def _gather_aio(
@@ -170,6 +157,7 @@ class FunctionCall:
         Args:
             timeout: how many seconds that is after the caller came, for the message.
         """
+        self._shared = True
         while True:
             if until_ns is not None and until_ns <= now_ns():
                 raise self._late(timeout)
@@ -186,6 +174,7 @@ class FunctionCall:
         """As `_wait`, for an event loop; looks first."""
         import asyncio
 
+        self._shared = True
         while not self._settle():
             if until_ns is not None and until_ns <= now_ns():
                 raise self._late(timeout)
@@ -210,6 +199,8 @@ class FunctionCall:
         """As `_wait_any`, for an event loop."""
         if any(call.done() for call in calls):
             return
+        for call in calls:
+            call._shared = True
         connection, until_ns = self._connection, _next_ns(calls)
         tickets = [call._ticket for call in calls if call._connection is connection]
         if len(tickets) < len(calls):  # the others have to be looked at now and then
@@ -281,15 +272,16 @@ class FunctionCall:
     def _settle_as(self, state: int, outcome: Any) -> None:
         self._outcome = outcome
         self._state = state
-        self._connection.tell(self._ticket)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._connection.tell(self._ticket, self._sleepers > 0)
 
     # The default is found while modules still have their names.
-    def __del__(self, interpreter_ends: Callable[[], bool] = sys.is_finalizing) -> None:
-        try:
-            if self._state != _WAITING or interpreter_ends():
-                return  # in the end the executor drops what this process has
-        except AttributeError:
-            return  # it was never made to its end
+    def _dropped(self, interpreter_ends: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Give the call up: the last reference to it is gone, and it has no outcome."""
+        if interpreter_ends():
+            return  # in the end the executor drops what this process has
         try:
             self._connection.withdraw(self._ticket)
         except ValueError:

@@ -35,11 +35,12 @@ from ..protocol._core import (
     SUBMIT_FULL,
     SUBMIT_MISFIT,
     THREAD,
+    Failure,
 )
 from ..protocol.clock import now_ns
 from ..protocol.spinning import Spinning
 from .attended import SLICE_NS, Attended
-from .limits import Limits, exceeded
+from .limits import UNLIMITED, Limits, exceeded, limits_from_now
 from .results import finisher
 from .slots import WaitingThread
 
@@ -51,29 +52,6 @@ if TYPE_CHECKING:
 
 _CROWDED_NS = 1_000_000
 _SPIN_NS = 20_000  # of `auto`
-
-
-class Failure:
-    """An error in the stash; values stand there as they are.
-
-    It is None of a call that expired: only who made that knows by when it was to be launched.
-    """
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
-
-
-class Unfinished(Exception):
-    """A result came and cannot be made into the caller's; never leaves the client.
-
-    It sets such an *error* apart from what the core raises of the ticket itself.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 class Forked(Exception):
@@ -100,7 +78,7 @@ class Connection(Attended):
     ) -> None:
         def finish(signature: Signature) -> Callable[[Any], Any] | None:
             self._arguments = Arguments(signature, str(address))  # first: it may refuse them
-            return _guarded(finisher(signature.result, arrays, str(address)))
+            return finisher(signature.result, arrays, str(address))
 
         self.spinning = Spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
@@ -109,6 +87,8 @@ class Connection(Attended):
         self._reaping = threading.RLock()
         self.sleepers: list[int] = []  # the ticket of each thread in `sleep`
         super().__init__(address, name, line, welcome, batching, finish)
+        self.ring.spin_ns = self.spinning.spin_ns
+        self.ring.learns = self.spinning.learns
 
     def listening(self) -> Listener:
         """Return the listener; made on first use, since it needs asyncio."""
@@ -279,7 +259,7 @@ class Connection(Attended):
         """Return the call's result; the ticket is over then, and where its error is raised.
 
         Args:
-            outcome: what `ring.poll` has just returned, PENDING or FAILED.
+            outcome: what `ring.poll` has just returned.
 
         Raises:
             CallTimeout: its caller gives it up now; the call is still pending.
@@ -292,7 +272,21 @@ class Connection(Attended):
             outcome = self.slots.entrance.poll(ticket, 0)
         if outcome is FAILED:
             raise self.error(ticket, limits)
+        if type(outcome) is Failure:
+            raise outcome.error
         return outcome
+
+    def conclude(self, ticket: int, outcome: Any, timeout: float | None) -> Any:
+        """As `wait`, *timeout* seconds at most: what the core leaves of a `remote`."""
+        limits = UNLIMITED if timeout is None else limits_from_now(timeout, None)
+        return self.wait(ticket, outcome, limits)
+
+    def abandon(self, ticket: int) -> None:
+        """Give a call up, unless it is over."""
+        try:
+            self.withdraw(ticket)
+        except ValueError:
+            pass
 
     def outcome(self, ticket: int, spin_ns: int) -> Any:
         """Take a call's outcome: its result, a `Failure`, or PENDING.
@@ -300,15 +294,8 @@ class Connection(Attended):
         Raises:
             ValueError: the ticket is over. RuntimeError: this process is a fork.
         """
-        try:
-            outcome = self.slots.entrance.poll(ticket, spin_ns)
-        except Unfinished as failed:
-            return Failure(failed.error)
-        return self.failure(ticket) if outcome is FAILED else outcome
-
-    def failure(self, ticket: int) -> Failure:
-        """Take the error of a call of which the core said FAILED; frees its slot."""
-        return Failure(self._error(ticket))
+        outcome = self.slots.entrance.poll(ticket, spin_ns)
+        return Failure(self._error(ticket)) if outcome is FAILED else outcome
 
     def error(self, ticket: int, limits: Limits) -> Exception:
         """Return what a call failed with that the core said FAILED of; frees its slot."""
@@ -365,8 +352,14 @@ class Connection(Attended):
                 self.help(timeout_ns)
                 continue
             if self.line.transport.park_slot(ring, ticket, timeout_ns):
-                self.spinning.parked(won=ring.spins_won, active=ring.active)
+                self.parked()
                 return True
+
+    def parked(self) -> None:
+        """Learn from a wait that had to park how long to spin next."""
+        ring, spinning = self.ring, self.spinning
+        spinning.parked(won=ring.spins_won, active=ring.active)
+        ring.spin_ns = spinning.spin_ns
 
     def sleep(self, ticket: int, until_ns: int | None) -> bool:
         """As `park`, for a call that other threads may wait for: `tell` ends it, too."""
@@ -376,12 +369,15 @@ class Connection(Attended):
         finally:
             self.sleepers.remove(ticket)
 
-    def tell(self, ticket: int) -> None:
+    def tell(self, ticket: int, sleeps: bool = False) -> None:
         """Wake who else waits for this call, which this thread has found, or made, to be over.
 
         The executor wakes nobody for a call that was given up.
+
+        Args:
+            sleeps: a thread is known to sleep for it.
         """
-        if ticket in self.sleepers:
+        if sleeps or ticket in self.sleepers:
             self.line.transport.wake_slot(self.ring, ticket)
         if self.listener is not None:
             self.listener.tell(ticket)
@@ -404,17 +400,3 @@ class Connection(Attended):
                 self._park_completions(found, timeout_ns)
             elif not found():
                 self.help(timeout_ns)
-
-
-def _guarded(finish: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    """Return *finish*, whatever it raises made an `Unfinished`."""
-    if finish is None:
-        return None
-
-    def guarded(result: Any) -> Any:
-        try:
-            return finish(result)
-        except Exception as error:
-            raise Unfinished(error) from error
-
-    return guarded

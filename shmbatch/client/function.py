@@ -11,12 +11,12 @@ from ..contract.batching import BatchParameters, OtherBatching, other_batching
 from ..contract.signature import Signature
 from ..errors import ConfigError, ExecutorNotFound
 from ..protocol import names
-from ..protocol._core import ASYNC, FAILED, PENDING, SPAWNED, SUBMIT_FULL
+from ..protocol._core import ASYNC, PENDING, SPAWNED, SUBMIT_FULL, Verb
 from ..protocol.clock import deadline_ns as deadline_after
 from . import mapping
 from .attended import Attended
 from .call import FunctionCall
-from .connection import Connection, Forked, Replaced, Unfinished
+from .connection import Connection, Forked, Replaced
 from .handshake import ANSWER_S, DECORATED, answer_within
 from .limits import UNLIMITED, Limits, check, limits_from_now, unserved
 from .patience import NotInTime
@@ -82,6 +82,10 @@ class Function:
         self._batching = batching
         self._starter = starter
         self._connection: Connection | None = None
+        # Found here, and not made anew for each call; they do most calls by themselves.
+        self.remote = Verb(*Function.remote.bound(self))
+        spawn, twin = Function.spawn.bound(self)
+        self.spawn = Verb(spawn, twin, FunctionCall, UNLIMITED)
 
     def live(self) -> Connection | None:
         """Return the connection that calls are made over; None if there is none to be used."""
@@ -158,6 +162,10 @@ class Function:
                 raise unserved(self.address, limits) from None
             self._connection = connection
             connection.handles.add(self)
+            if self._deadline_ms is None:
+                self.remote.follow(connection, self._timeout)
+            if not self._limited:
+                self.spawn.follow(connection)
         return connection
 
     def _is_served_here(self) -> bool:
@@ -170,6 +178,8 @@ class Function:
         """Let go of a connection; the next call looks the name up and connects anew."""
         if self._connection is connection:
             self._connection = None
+            self.remote.follow(None)
+            self.spawn.follow(None)
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, on lists or stacks, here and now, without batching."""
@@ -255,13 +265,9 @@ class Function:
             while (outcome := connection.slots.entrance.poll(ticket, 0)) is PENDING:
                 if not await connection.listening().any_outcome([ticket], limits.next_ns):
                     limits = connection.lapse(ticket, limits)
-            if outcome is FAILED:
-                raise connection.error(ticket, limits)
-            return outcome
-        except Unfinished as failed:
-            raise failed.error from None
+            return connection.wait(ticket, outcome, limits)
         except BaseException:
-            _abandon(connection, ticket)
+            connection.abandon(ticket)
             raise
 
     @verb(_remote_aio)
@@ -278,29 +284,13 @@ class Function:
             ExecutorNotFound, ExecutorClosed, ExecutorGone: there is nobody to run it.
             Exception: what the function raised, with the executor's traceback in its notes.
         """
-        connection = self._connection
-        if connection is None or connection.dead:
-            connection = self.connect()
-        values = args
-        if kwargs:
-            values = connection.signature.bind(args, kwargs, str(self.address))
-        if self._limited:
-            limits = self._limits_from_now()
-            ticket = connection.slots.entrance.submit(values, 0, limits.deadline_ns)
-        else:
-            limits = UNLIMITED
-            ticket = connection.slots.entrance.submit(values, 0)
-        if ticket < 0:
-            connection, ticket = self._submit(args, kwargs, 0, limits)
+        limits = self._limits_from_now()
+        connection, ticket = self._submit(args, kwargs, 0, limits)
         try:
-            outcome = connection.slots.entrance.poll(ticket, connection.spinning.spin_ns)
-            if outcome is PENDING or outcome is FAILED:
-                return connection.wait(ticket, outcome, limits)
-            return outcome
-        except Unfinished as failed:
-            raise failed.error from None
+            outcome = connection.slots.entrance.poll(ticket, connection.ring.spin_ns)
+            return connection.wait(ticket, outcome, limits)
         except BaseException:
-            _abandon(connection, ticket)
+            connection.abandon(ticket)
             raise
 
     async def _spawn_aio(self, *args: Any, **kwargs: Any) -> FunctionCall:
@@ -315,20 +305,8 @@ class Function:
         Raises:
             as `remote`, but for what happens to the call itself, which `FunctionCall.get` raises.
         """
-        connection = self._connection
-        if connection is None or connection.dead:
-            connection = self.connect()
-        values = args
-        if kwargs:
-            values = connection.signature.bind(args, kwargs, str(self.address))
-        if self._limited:
-            limits = self._limits_from_now()
-            ticket = connection.slots.entrance.submit(values, SPAWNED, limits.deadline_ns)
-        else:
-            limits = UNLIMITED
-            ticket = connection.slots.entrance.submit(values, SPAWNED)
-        if ticket < 0:
-            connection, ticket = self._submit(args, kwargs, SPAWNED, limits)
+        limits = self._limits_from_now()
+        connection, ticket = self._submit(args, kwargs, SPAWNED, limits)
         return FunctionCall(connection, ticket, limits)
 
     def _limits_from_now(self) -> Limits:
@@ -339,9 +317,9 @@ class Function:
     def _submit(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], flags: int, limits: Limits
     ) -> tuple[Connection, int]:
-        """Submit what the core did not take at once."""
+        """Submit one call; connect before if need be, and wait for a slot."""
         while True:
-            connection = self.connect(limits=limits)
+            connection = self.live() or self.connect(limits=limits)
             values = args
             if kwargs:  # anew: the parameters of another executor may have another order
                 values = connection.signature.bind(args, kwargs, str(self.address))
@@ -506,11 +484,3 @@ class Function:
 
 def _unpickle(address: names.Address, options: dict[str, Any]) -> Function:
     return Function(address, **options)
-
-
-def _abandon(connection: Connection, ticket: int) -> None:
-    """Give a call up, unless it is over."""
-    try:
-        connection.withdraw(ticket)
-    except ValueError:
-        pass

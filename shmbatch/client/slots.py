@@ -2,7 +2,8 @@
 
 Threads and event loops' tasks stand in one queue. Calls are submitted and polled through
 `Slots.entrance`, which is the ring itself while nobody queues: calls that find a slot at once pay
-for none of this. While somebody queues, `Queueing` stands there. Its `submit` says that the ring
+for none of this. While somebody queues, the ring is told, so that the core leaves calls to Python,
+and `Queueing` stands there. Its `submit` says that the ring
 is full, even if it is not, so a newcomer joins the queue instead of jumping it; and its `poll`
 tells the first in the queue of the slot that it has just put back.
 
@@ -83,6 +84,7 @@ class Slots:
                 self._tasks += 1
             self._queue.append(waiter)
             self.entrance = Queueing(self, self._ring)
+            self._ring.queueing = True
 
     def leave(self, waiter: Waiter) -> None:
         """Take *waiter* out of the queue, and tell whoever is concerned. Idempotent."""
@@ -93,6 +95,7 @@ class Slots:
                 return
             self._queue.remove(waiter)
             if not self._queue:
+                self._ring.queueing = False
                 self.entrance = self._ring
             if waiter.kind is not None:
                 self._tasks -= 1

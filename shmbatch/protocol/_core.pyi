@@ -5,7 +5,7 @@ process sees two stores, so it would pass every test on x86 and lose calls elsew
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from typing_extensions import Buffer
 
@@ -143,6 +143,16 @@ class ProducerRing:
     @property
     def moves(self) -> int:
         """How often the ring has gone over to another segment."""
+
+    # For `Verb` and `Call`, which ask nobody else.
+    dead: bool  # no call is to be made over it any more
+    queueing: bool  # somebody waits for a slot, and who is next is not for the core to say
+    spin_ns: int  # how long to spin for a result
+    park_ns: int  # how long to sleep for one after that, once; 0: Python sleeps, and wakes
+    looked_ns: int  # when the executor's life was last looked at; after park_ns they do not sleep
+    learns: (
+        bool  # `parked()` of the connection is to be called after a sleep that brought a result
+    )
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:
         """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
 
@@ -171,7 +181,10 @@ class ProducerRing:
             ValueError: the segments differ in size. RuntimeError: this process is a fork.
         """
     def poll(self, ticket: int, spin_ns: int, /) -> Any:
-        """Return the result and free the slot; or PENDING; or FAILED (then call `error`)."""
+        """Return the result and free the slot; or PENDING; or FAILED (then call `error`).
+
+        A `Failure` where *finish* raised an Exception; the slot is free then, too.
+        """
     def error(self, ticket: int, /) -> bytes | None:
         """Return the error record of a FAILED call, None if it expired, and free its slot."""
     def state(self, ticket: int, /) -> int:
@@ -206,6 +219,73 @@ class ProducerRing:
         """Wake this process's sleepers on the slot of a ticket that is over. One system call."""
     def wake_completions(self) -> None:
         """Wake this process's sleepers on the connection's futex, if there are any."""
+
+class Failure:
+    """An outcome that is an error; None of a call that expired, of which only who made it knows
+    by when it was to be launched."""
+
+    def __new__(cls, error: Exception | None, /) -> Failure: ...
+    @property
+    def error(self) -> Any: ...
+
+class Call:
+    """A published call and its outcome. Python has what this leaves to it.
+
+    `_look()` does what `_settle` cannot; `_tell()` wakes who else waits for it; `_lost(error)` is
+    told of an exception that came between the result's leaving its slot and its being here;
+    `_dropped()` that nobody has a call any more which has no outcome.
+    """
+
+    def __new__(cls, connection: Any, ticket: int, limits: Any, /) -> Self: ...
+    _limits: Any
+    _outcome: Any  # to be set before `_state`
+    _state: int  # 0: it waits for its outcome; 1: that is a value; 2: an error
+    _shared: bool  # somebody may wait for it, who is to be told
+    _sleepers: int  # threads that sleep for it in the core; read-only
+    _connection: Any  # read-only, as is the ticket
+    _ticket: int
+    def _settle(self) -> bool:
+        """Take the outcome if it is there; True once it is. Does not block; frees the slot."""
+
+class GetVerb:
+    """`get` in the class of calls: takes an outcome that is there, or that spinning brings.
+
+    What else there is to do *method* does, whose asyncio version is *twin*.
+    """
+
+    def __new__(cls, method: Callable[..., Any], twin: Callable[..., Any], /) -> GetVerb: ...
+    @property
+    def __wrapped__(self) -> Callable[..., Any]: ...
+    def __get__(self, instance: Any, owner: type | None = None, /) -> Any: ...
+
+class Verb:
+    """A method of a handle, or a call; its asyncio twin is `aio`.
+
+    Over a connection that it follows, it submits by itself what the core takes as it is, and then
+    waits for the result, spinning first; or, with *made*, returns a call of that type and with
+    these *limits*. All else *slow* does, a bound method.
+    """
+
+    def __new__(
+        cls,
+        slow: Callable[..., Any],
+        aio: Callable[..., Any],
+        made: type[Call] | None = None,
+        limits: Any = None,
+        /,
+    ) -> Verb: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    @property
+    def aio(self) -> Callable[..., Any]:
+        """The same for event loops: a coroutine function, or an async generator function."""
+    @property
+    def __wrapped__(self) -> Callable[..., Any]: ...
+    def follow(self, connection: Any, timeout: float | None = None, /) -> None:
+        """Call over *connection* from now on, or leave all to *slow* if that is None.
+
+        Where spinning has not brought the result, ``connection.conclude(ticket, outcome,
+        timeout)`` returns it; ``connection.abandon(ticket)`` is called where that raises.
+        """
 
 class ExecutorRing:
     """The executor's end of a connection."""

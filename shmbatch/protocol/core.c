@@ -1,5 +1,5 @@
 /* core.c: futexes, forks, the bell, and the module; core.h says where the rest is. */
-#include "core.h"
+#include "producer.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -288,7 +288,11 @@ static int
 core_exec(PyObject *module)
 {
     if (map_fork_word() != 0 || add_type(module, &bell_spec, NULL) != 0
-        || add_type(module, &producer_spec, NULL) != 0
+        || add_type(module, &producer_spec, &producer_type) != 0
+        || add_type(module, &failure_spec, &failure_type) != 0
+        || add_type(module, &call_spec, &call_type) != 0
+        || add_type(module, &get_verb_spec, NULL) != 0
+        || add_type(module, &verb_spec, &verb_type) != 0
         || add_type(module, &executor_spec, &executor_type) != 0
         || add_type(module, &batch_spec, &batch_type) != 0
         || add_type(module, &phases_spec, &phases_type) != 0

@@ -4,6 +4,7 @@
  *   values.c     a value of a column, between Python and the bytes of a slot
  *   segment.c    a segment as either end sees it: where its words and columns are
  *   producer.c   ProducerRing, the producer's end
+ *   calling.c    Verb and Call: a call from its handle and back, without Python
  *   moving.c     how it goes over to the segment of another executor
  *   executor.c   ExecutorRing and Inbox: the executor's ends, of one connection and one function
  *   batch.c      Batch and Phases: the rows of one batch, and how long they took
@@ -357,8 +358,8 @@ enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 /* ---- types, each in the file of its name -------------------------------------------------- */
 
 extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
-    watchdog_spec;
-extern PyTypeObject *executor_type, *batch_type, *phases_type; /* set at import, immortal */
+    watchdog_spec, failure_spec, call_spec, get_verb_spec, verb_spec;
+extern PyTypeObject *producer_type, *executor_type, *batch_type, *phases_type; /* set at import, immortal */
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
 
 /* Of the module: apart.c. */

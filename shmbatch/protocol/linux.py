@@ -91,6 +91,8 @@ class LinuxExecutor:
 class LinuxProducer:
     """The producer's half; see `transport.ProducerTransport`."""
 
+    parks_in_core = True
+
     def __init__(self, offer: dict[str, Any], fds: Sequence[int]) -> None:
         segment_fd, bell_fd = fds
         self.memory = map_shared(segment_fd, offer["nbytes"])

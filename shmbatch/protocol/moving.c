@@ -194,7 +194,7 @@ producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs)
                               memory_order_acq_rel); /* SYNC completions */
     for (uint32_t i = 0; i < self->withdrawn_count; i++) {
         self->own[self->withdrawn[i]] = OWN_FREE;
-        self->free[self->free_count++] = self->withdrawn[i];
+        producer_free(self, self->withdrawn[i]);
     }
     self->withdrawn_count = 0;
     uint32_t published = moving_calls(self, &old->shared, order, count, record,

@@ -279,6 +279,8 @@ class _Sleepers:
 class PosixProducer:
     """The producer's half; see `transport.ProducerTransport`."""
 
+    parks_in_core = False
+
     def __init__(self, offer: dict[str, Any], fds: Sequence[int]) -> None:
         self._sleepers: list[_Sleepers] = []
         self._bell: posix_ipc.Semaphore | None = None

@@ -1,6 +1,8 @@
 /* producer.c: ProducerRing, the producer's end of a connection: submit, poll, arm, withdraw. */
 #include "producer.h"
 
+PyTypeObject *producer_type;
+
 static void
 producer_dealloc(producer *self)
 {
@@ -51,7 +53,7 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->generations = PyMem_Calloc(capacity, sizeof(uint32_t));
     self->own = PyMem_Calloc(capacity, 1);
     self->spawned = PyMem_Calloc(capacity, 1);
-    self->free = PyMem_Calloc(capacity, sizeof(uint32_t));
+    self->free = PyMem_Calloc(capacity / 64 + 1, sizeof(uint64_t));
     self->withdrawn = PyMem_Calloc(capacity, sizeof(uint32_t));
     self->runs = PyMem_Calloc(capacity, 1);
     if (!self->generations || !self->own || !self->spawned || !self->free || !self->withdrawn
@@ -59,11 +61,9 @@ producer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    /* Popped from the end, so that a burst gets neighbouring slots in rising order. */
     for (uint32_t i = 0; i < capacity; i++) {
-        self->free[i] = capacity - 1 - i;
+        producer_free(self, i);
     }
-    self->free_count = capacity;
     return (PyObject *)self;
 }
 
@@ -82,7 +82,7 @@ void
 producer_put_back(producer *self, uint32_t index)
 {
     self->own[index] = OWN_FREE;
-    self->free[self->free_count++] = index;
+    producer_free(self, index);
     producer_notify(self, 1); /* one of our own threads may wait for just this */
 }
 
@@ -124,6 +124,10 @@ producer_drop(producer *self, uint32_t index, bool only_ready)
 static int
 producer_wake(producer *self, uint32_t sleeping)
 {
+    if (sleeping == RING_BELL_PARKED && self->park_ns > 0) {
+        futex_wake(&self->bell->word, 1); /* it parks as we do */
+        return 0;
+    }
     PyObject *wake = Py_NewRef(self->wake); /* another thread may move to the next meanwhile */
     PyObject *result = PyObject_CallFunction(wake, "I", sleeping);
     Py_DECREF(wake);
@@ -131,13 +135,13 @@ producer_wake(producer *self, uint32_t sleeping)
     return result == NULL ? -1 : 0;
 }
 
-/* Take a free slot, copy what is held into it and publish it; return the ticket, SUBMIT_CLOSED if
- * it came too late, or NULL with an exception. Large values are copied without the GIL. */
-static PyObject *
+/* Take a free slot, copy what is held into it and publish it, as producer_begin; SUBMIT_CLOSED if
+ * it came too late. Large values are copied without the GIL. */
+static long
 producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsigned long flags,
-                 uint64_t deadline_ns)
+                 uint64_t deadline_ns, uint64_t *ticket)
 {
-    uint32_t index = self->free[--self->free_count];
+    uint32_t index = producer_claim(self);
     self->own[index] = OWN_WRITING;
     uint32_t moves;
     do { /* again where the ring has moved meanwhile, and what was written stayed behind */
@@ -153,12 +157,7 @@ producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsi
     } while (moves != self->moves);
     uint32_t generation = self->generations[index] =
         (self->generations[index] + 1) & RING_GENERATION_MASK;
-    PyObject *ticket =
-        PyLong_FromUnsignedLongLong((uint64_t)generation << TICKET_SLOT_BITS | index);
-    if (ticket == NULL) {
-        producer_put_back(self, index);
-        return NULL;
-    }
+    *ticket = (uint64_t)generation << TICKET_SLOT_BITS | index;
     self->own[index] = OWN_PUBLISHED;
     self->runs[index] = 0;
     self->spawned[index] = (flags & SUBMIT_SPAWNED) != 0;
@@ -166,47 +165,31 @@ producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsi
                  deadline_ns);
     uint32_t sleeping = ring_bell_ring(self->bell, false);
     if (!ring_is_open(&self->ring) && producer_drop(self, index, true) == RING_CANCELLED) {
-        Py_DECREF(ticket); /* the executor may have drained for the last time before */
-        return PyLong_FromLong(SUBMIT_CLOSED);
+        return SUBMIT_CLOSED; /* the executor may have drained for the last time before */
     }
     if (sleeping != 0 && producer_wake(self, sleeping) != 0) {
         /* While Python ran, another thread may have taken the outcome to make room. */
         if (self->own[index] == OWN_PUBLISHED && self->generations[index] == generation) {
             producer_drop(self, index, false);
         }
-        Py_CLEAR(ticket);
+        return SUBMIT_RAISED;
     }
-    return ticket;
+    return 0;
 }
 
-/* submit(values, flags[, deadline_ns]) -> ticket, or one of SUBMIT_FULL, MISFIT, CLOSED, FORKED.
- *
- * *values* is a tuple with one value a column, exactly of the column's type; anything else is a
- * MISFIT, which Python coerces or explains. A call that is not launched by deadline_ns never
- * runs. One copy, no system call unless the executor sleeps. */
-static PyObject *
-producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
+long
+producer_begin(producer *self, PyObject *values, unsigned long flags, uint64_t deadline_ns,
+               uint64_t *ticket)
 {
-    if (nargs != 3 && arguments(nargs, 2) != 0) {
-        return NULL;
-    }
-    PyObject *values = args[0];
-    unsigned long flags = PyLong_AsUnsignedLong(args[1]);
-    uint64_t deadline_ns = nargs == 3 ? PyLong_AsUnsignedLongLong(args[2]) : 0;
-    if (((flags == (unsigned long)-1 || deadline_ns == (uint64_t)-1) && PyErr_Occurred())
-        || !PyTuple_Check(values)) {
-        PyErr_SetString(PyExc_TypeError, "submit takes a tuple, flags and perhaps a deadline");
-        return NULL;
-    }
     if (producer_forked(self)) {
-        return PyLong_FromLong(SUBMIT_FORKED);
+        return SUBMIT_FORKED;
     }
     if (!ring_is_open(&self->ring)) {
-        return PyLong_FromLong(SUBMIT_CLOSED);
+        return SUBMIT_CLOSED;
     }
     Py_ssize_t count = self->shared.column_count;
     if (PyTuple_Size(values) != count) {
-        return PyLong_FromLong(SUBMIT_MISFIT);
+        return SUBMIT_MISFIT;
     }
 
     producer_enter(self);
@@ -223,13 +206,40 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
         producer_reclaim(self);
         refusal = self->free_count == 0 ? SUBMIT_FULL : 0;
     }
-    PyObject *ticket =
-        refusal == 0 ? producer_publish(self, held, nbytes, flags, deadline_ns) : NULL;
+    if (refusal == 0) {
+        refusal = producer_publish(self, held, nbytes, flags, deadline_ns, ticket);
+    }
     for (Py_ssize_t i = 0; i < fitting; i++) {
         value_let_go(&self->shared.columns[i], &held[i]);
     }
     producer_leave(self);
-    return refusal != 0 ? PyLong_FromLong(refusal) : ticket;
+    return refusal;
+}
+
+/* submit(values, flags[, deadline_ns]) -> ticket, or one of SUBMIT_FULL, MISFIT, CLOSED, FORKED.
+ *
+ * *values* is a tuple with one value a column, exactly of the column's type; anything else is a
+ * MISFIT, which Python coerces or explains. A call that is not launched by deadline_ns never
+ * runs. One copy, no system call unless the executor sleeps. */
+static PyObject *
+producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 3 && arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    unsigned long flags = PyLong_AsUnsignedLong(args[1]);
+    uint64_t deadline_ns = nargs == 3 ? PyLong_AsUnsignedLongLong(args[2]) : 0;
+    if (((flags == (unsigned long)-1 || deadline_ns == (uint64_t)-1) && PyErr_Occurred())
+        || !PyTuple_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "submit takes a tuple, flags and perhaps a deadline");
+        return NULL;
+    }
+    uint64_t ticket;
+    long refusal = producer_begin(self, args[0], flags, deadline_ns, &ticket);
+    if (refusal == SUBMIT_RAISED) {
+        return NULL;
+    }
+    return refusal != 0 ? PyLong_FromLong(refusal) : PyLong_FromUnsignedLongLong(ticket);
 }
 
 /* Return the slot of a live ticket, or -1 with ValueError; with RuntimeError in a fork of the
@@ -245,32 +255,16 @@ producer_slot(const producer *self, PyObject *ticket)
     if (number == (uint64_t)-1 && PyErr_Occurred()) {
         return -1;
     }
-    uint32_t index = number & TICKET_SLOT_MASK;
-    if (index >= self->shared.words.capacity
-        || self->generations[index] != number >> TICKET_SLOT_BITS
-        || (self->own[index] != OWN_PUBLISHED && self->own[index] != OWN_READING)) {
+    int64_t index = producer_find(self, number);
+    if (index < 0) {
         PyErr_SetString(PyExc_ValueError, "the ticket's call is over");
-        return -1;
     }
     return index;
 }
 
-/* poll(ticket, spin_ns) -> result, PENDING, or FAILED.
- *
- * A result is copied out and its slot is free again; FAILED keeps the slot until error(). Spins
- * without the GIL for at most spin_ns. A call that another thread is reading is PENDING. */
-static PyObject *
-producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
+PyObject *
+producer_take(producer *self, uint32_t index, int64_t spin_ns)
 {
-    if (arguments(nargs, 2) != 0) {
-        return NULL;
-    }
-    int64_t slot = producer_slot(self, args[0]);
-    long long spin_ns = PyLong_AsLongLong(args[1]);
-    if (slot < 0 || (spin_ns == -1 && PyErr_Occurred())) {
-        return NULL;
-    }
-    uint32_t index = (uint32_t)slot;
     if (self->own[index] == OWN_READING) {
         return Py_NewRef(pending_object);
     }
@@ -313,9 +307,50 @@ producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
     if (result != NULL && self->finish != Py_None) {
         PyObject *finished = PyObject_CallFunctionObjArgs(self->finish, result, NULL);
         Py_DECREF(result);
-        return finished;
+        return finished != NULL ? finished : failure_of_exception();
     }
     return result;
+}
+
+PyObject *
+producer_await(producer *self, uint64_t ticket, bool *slept)
+{
+    int64_t index = producer_find(self, ticket);
+    bool looked = now_ns() - self->looked_ns < (uint64_t)self->park_ns;
+    if (index < 0 || !looked || self->dead || self->queueing) {
+        return Py_NewRef(pending_object);
+    }
+    uint32_t word = ring_arm(&self->ring, (uint32_t)index, RING_WAITER);
+    if (ring_state(word) != RING_DONE) {
+        *slept = true;
+        producer_enter(self);
+        int status = futex_wait(&self->ring.words.controls[index].state, word, self->park_ns);
+        producer_leave(self);
+        if (status != 0) {
+            return NULL;
+        }
+        /* Another thread may have given it up meanwhile, or wait for the slot. */
+        index = self->queueing ? -1 : producer_find(self, ticket);
+    }
+    return index < 0 ? Py_NewRef(pending_object) : producer_take(self, (uint32_t)index, 0);
+}
+
+/* poll(ticket, spin_ns) -> result, PENDING, FAILED, or a Failure: see producer_take.
+ *
+ * Spins without the GIL. A call that another thread is reading is PENDING; FAILED keeps the slot
+ * until error(). */
+static PyObject *
+producer_poll(producer *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    int64_t slot = producer_slot(self, args[0]);
+    long long spin_ns = PyLong_AsLongLong(args[1]);
+    if (slot < 0 || (spin_ns == -1 && PyErr_Occurred())) {
+        return NULL;
+    }
+    return producer_take(self, (uint32_t)slot, spin_ns);
 }
 
 /* error(ticket) -> bytes: the error record of a call that poll said FAILED, or None if it expired;
@@ -605,6 +640,12 @@ static PyGetSetDef producer_properties[] = {
 static PyMemberDef producer_members[] = {
     {"spins_won", T_ULONGLONG, offsetof(producer, spins_won), READONLY, NULL},
     {"moves", T_UINT, offsetof(producer, moves), READONLY, NULL},
+    {"dead", T_BOOL, offsetof(producer, dead), 0, NULL},
+    {"queueing", T_BOOL, offsetof(producer, queueing), 0, NULL},
+    {"learns", T_BOOL, offsetof(producer, learns), 0, NULL},
+    {"spin_ns", T_LONGLONG, offsetof(producer, spin_ns), 0, NULL},
+    {"park_ns", T_LONGLONG, offsetof(producer, park_ns), 0, NULL},
+    {"looked_ns", T_ULONGLONG, offsetof(producer, looked_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

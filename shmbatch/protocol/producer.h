@@ -28,7 +28,8 @@ typedef struct {
     uint8_t *own;
     uint8_t *spawned; /* whether the result may be copied out before its caller asks */
     uint8_t *runs;    /* how many executors have died while they ran the slot's call */
-    uint32_t *free;   /* stack of free slots */
+    uint64_t *free;       /* a bit for each slot, 64 in a word: it is free */
+    uint32_t free_word;   /* in no word before this one is there any */
     uint32_t free_count;
     uint32_t *withdrawn; /* slots the executor has yet to hand back */
     uint32_t withdrawn_count;
@@ -36,6 +37,12 @@ typedef struct {
     unsigned loops_joined;
     unsigned long long spins_won; /* polls that spun and got their result */
     uint32_t moves;               /* to another segment, so far */
+    char dead;                    /* no call is to be made over it any more: Python says so */
+    char queueing;                /* somebody waits for a slot: Python says who is next */
+    char learns;                  /* Python is to hear of each wait that parked */
+    long long spin_ns;            /* how long to spin for a result: Python has learnt it */
+    long long park_ns;            /* how long to sleep without Python; 0: Python sleeps, and wakes */
+    unsigned long long looked_ns; /* when Python last looked at the executor's life */
     unsigned inside;              /* threads that may hold pointers into the memory without the GIL */
     left_behind *left;            /* unmapped when nobody is inside */
 } producer;
@@ -46,7 +53,66 @@ producer_forked(const producer *self)
     return *fork_word != self->token;
 }
 
+/* Make a slot free, for whoever claims the next one. */
+static inline void
+producer_free(producer *self, uint32_t index)
+{
+    uint32_t word = index / 64;
+    self->free[word] |= UINT64_C(1) << index % 64;
+    self->free_word = word < self->free_word ? word : self->free_word;
+    self->free_count++;
+}
+
+/* Claim the lowest free slot; there must be one. So calls that follow each other have neighbouring
+ * slots, which the executor copies in one go, and as few of them as there are calls in flight. */
+static inline uint32_t
+producer_claim(producer *self)
+{
+    while (self->free[self->free_word] == 0) {
+        self->free_word++;
+    }
+    uint64_t *word = &self->free[self->free_word];
+    uint32_t index = self->free_word * 64 + (uint32_t)__builtin_ctzll(*word);
+    *word &= *word - 1;
+    self->free_count--;
+    return index;
+}
+
+/* The same of a slot that a call of ours had; tells whoever waits for one. */
 void producer_put_back(producer *self, uint32_t index);
+
+/* Publish one call, whose arguments are the tuple *values*. 0: *ticket is its; below 0: it was
+ * refused, SUBMIT_...; SUBMIT_RAISED: there is an exception. */
+long producer_begin(producer *self, PyObject *values, unsigned long flags, uint64_t deadline_ns,
+                    uint64_t *ticket);
+enum { SUBMIT_RAISED = 1 };
+
+/* The slot of a live ticket, -1 if the ticket is over. */
+static inline int64_t
+producer_find(const producer *self, uint64_t ticket)
+{
+    uint32_t index = ticket & TICKET_SLOT_MASK;
+    if (index >= self->shared.words.capacity
+        || self->generations[index] != ticket >> TICKET_SLOT_BITS
+        || (self->own[index] != OWN_PUBLISHED && self->own[index] != OWN_READING)) {
+        return -1;
+    }
+    return index;
+}
+
+/* The result of the call in a slot, copied out, and the slot is free again; or PENDING, after
+ * spinning for at most *spin_ns*; or FAILED, which keeps the slot; or a Failure, if `finish` raised
+ * an Exception; or NULL. */
+PyObject *producer_take(producer *self, uint32_t index, int64_t spin_ns);
+
+/* As producer_take, sleeping for a call that is not done; PENDING too where it is for Python to
+ * sleep, or to look at the executor's life before. *slept: it did. */
+PyObject *producer_await(producer *self, uint64_t ticket, bool *slept);
+
+/* calling.c */
+extern PyTypeObject *call_type, *failure_type, *verb_type; /* set at import, immortal */
+/* Make the exception that is set a Failure, if it is an Exception; NULL with it if not. */
+PyObject *failure_of_exception(void);
 
 /* moving.c */
 PyObject *producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs);

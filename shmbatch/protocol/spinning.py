@@ -45,6 +45,11 @@ class Spinning:
         self._next_skip = 1
         self.spin_ns = _SPIN_NS if mode == "spin" else self._auto_ns
 
+    @property
+    def learns(self) -> bool:
+        """Whether `parked` may change anything."""
+        return self._auto_ns > 0
+
     def parked(self, *, won: int, active: int) -> None:
         """Choose how long to spin next, after a wait that parked.
 

@@ -89,6 +89,7 @@ class ProducerTransport(Protocol):
 
     memory: mmap.mmap
     bell_memory: mmap.mmap
+    parks_in_core: bool  # `park_slot` is what the core does itself
 
     def wake_executor(self) -> None:
         """Wake the executor out of `ExecutorTransport.park`."""

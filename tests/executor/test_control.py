@@ -916,7 +916,7 @@ def test_threads_that_look_at_once_all_hear_the_cause(executor: Executor) -> Non
     heard: list[Exception] = []
 
     def dies_again() -> None:
-        connection.dead, connection.line.cause = False, None
+        connection.ring.dead, connection.line.cause = False, None
         end.sock.send(b"!")
         control.send(end.sock, control.lost(WHY), wait=False)
 

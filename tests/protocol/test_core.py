@@ -49,6 +49,7 @@ from shmbatch.protocol._core import (
     Batch,
     Bell,
     ExecutorRing,
+    Failure,
     Inbox,
     ProducerRing,
 )
@@ -642,6 +643,22 @@ def test_the_outcome_of_a_row_is_not_handed_on_to_the_next_batch() -> None:
     assert outcome(wire, ticket) == 4
 
 
+def test_the_lowest_free_slot_is_claimed_next() -> None:
+    capacity = 130  # of which the core keeps 64 in a word
+    wire = Wire(capacity=capacity)
+    served = Served(wire, room=capacity)
+    tickets = [wire.submit(1, 1) for _ in range(capacity)]
+    assert [slot_of(ticket) for ticket in tickets] == list(range(capacity))
+    served.take()
+    served.answer(*range(capacity))
+
+    for slot in (129, 70, 3, 64):
+        assert outcome(wire, tickets[slot]) == slot
+
+    assert [slot_of(wire.submit(1, 1)) for _ in range(4)] == [3, 64, 70, 129]
+    assert wire.producer.free_slots == 0
+
+
 def test_a_result_that_cannot_be_finished_gives_its_slot_back() -> None:
     def finish(result: int) -> int:
         raise RuntimeError("no")
@@ -652,7 +669,23 @@ def test_a_result_that_cannot_be_finished_gives_its_slot_back() -> None:
     served.take()
     served.answer(2)
 
-    with pytest.raises(RuntimeError, match="no"):
+    failure = wire.producer.poll(ticket, 0)
+    assert type(failure) is Failure
+    assert isinstance(failure.error, RuntimeError)
+    assert wire.producer.free_slots == 1
+
+
+def test_whatever_finish_raises_gives_the_slot_back() -> None:
+    def finish(result: int) -> int:
+        raise KeyboardInterrupt
+
+    wire = Wire(capacity=1, finish=finish)
+    served = Served(wire)
+    ticket = wire.submit(1, 1)
+    served.take()
+    served.answer(2)
+
+    with pytest.raises(KeyboardInterrupt):
         wire.producer.poll(ticket, 0)
     assert wire.producer.free_slots == 1
 
