@@ -53,20 +53,32 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_roundtrip
 	$(VENV)/bin/python -m benchmarks.bench_throughput
 	$(VENV)/bin/python -m benchmarks.bench_lockstep
+	-$(VENV)/bin/python -m benchmarks.rivals.environments
+	$(VENV)/bin/python -m benchmarks.bench_rivals
 	$(VENV)/bin/python -m benchmarks.bench_death
 	$(VENV)/bin/python -m benchmarks.bench_restart
 	$(VENV)/bin/python -m benchmarks.bench_overload
 	$(VENV)/bin/python -m benchmarks.bench_import
+	$(VENV)/bin/python -m benchmarks.bench_instructions
+	$(VENV)/bin/python -m benchmarks.bench_waiting
+	$(VENV)/bin/python -m benchmarks.bench_pipeline
+	$(VENV)/bin/python -m benchmarks.bench_scale
+	$(VENV)/bin/python -m benchmarks.plots
 	$(VENV)/bin/python -m benchmarks.readme_figures
 
 bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_roundtrip --quick
 	$(VENV)/bin/python -m benchmarks.bench_throughput --quick
 	$(VENV)/bin/python -m benchmarks.bench_lockstep --quick
+	$(VENV)/bin/python -m benchmarks.bench_rivals --quick
 	$(VENV)/bin/python -m benchmarks.bench_death --quick
 	$(VENV)/bin/python -m benchmarks.bench_restart --quick
 	$(VENV)/bin/python -m benchmarks.bench_overload --quick
 	$(VENV)/bin/python -m benchmarks.bench_import --quick
+	$(VENV)/bin/python -m benchmarks.bench_instructions --quick
+	$(VENV)/bin/python -m benchmarks.bench_waiting --quick
+	$(VENV)/bin/python -m benchmarks.bench_pipeline --quick
+	$(VENV)/bin/python -m benchmarks.bench_scale --quick
 	$(VENV)/bin/python -m benchmarks.gpu.run_all --rehearse
 
 bench-gpu: $(VENV)/installed
@@ -81,6 +93,7 @@ test-soak: $(VENV)/installed
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info shmbatch/protocol/*.so
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf benchmarks/rivals/.environments
 	find shmbatch tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Editable, so that Python files need no new installation; the core does.

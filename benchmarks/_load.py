@@ -1,133 +1,139 @@
-"""What the systems of the throughput benchmark are asked to do, and the load they do it under.
+"""How producers load a system: how many, with how many calls each, and when these begin.
 
-Every system serves the same works under the same closed loop: a producer keeps exactly
-`in_flight` calls outstanding and submits a new one for every result it receives.
+Closed loop: a producer keeps exactly `in_flight` calls outstanding, and makes a new one for every
+result that it receives. A call's latency runs from just before its input is submitted.
+
+Open loop: calls arrive as a Poisson process, whether or not those before them are answered; each
+producer has its share of the rate. A producer that has `in_flight` calls outstanding makes the
+next one late, yet its latency runs from when it was to begin: a stall is counted for all whom it
+holds up, not for those only whom it hits.
+
+A lone call, one producer with one in flight, waits for no company: see `Work.alone`.
+
+A producer is driven by one of three functions, as its system would have it: `drive` by one thread
+that submits and collects, `drive_async` by calls that are awaited, `drive_threads` by calls that
+block. All check every answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from time import monotonic_ns
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks._crew import Cue
-
-PRODUCERS = 4
-IN_FLIGHT = 8
+from benchmarks._crew import Cue, Schedule
+from benchmarks._works import Array, Work, check
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A batched function and its batching parameters.
+class Load:
+    """So many producers, with so many calls outstanding each at most.
 
-    `function` writes the results of a stack of inputs into a stack of results; the functions
-    of functions.py, which shmbatch serves, compute the same.
+    `rate_per_s` is that of all producers together in an open loop; None: a closed loop.
     """
 
-    name: str
-    function: Callable[[NDArray[Any], NDArray[Any]], object]
-    dtype: str
-    shape: tuple[int, ...]
-    result_shape: tuple[int, ...]
-    max_batch_size: int
-    wait_ns: int
-    variety: int  # different inputs per producer; over in_flight, so a stale result is noticed
-    producers: int = PRODUCERS
-    in_flight: int = IN_FLIGHT
+    producers: int
+    in_flight: int
+    rate_per_s: float | None = None
 
     @property
-    def row_nbytes(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape))
-
-    @property
-    def result_nbytes(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.result_shape))
-
-    def batch(self) -> NDArray[Any]:
-        """A stack for the largest batch, its pages touched."""
-        return np.ones((self.max_batch_size, *self.shape), self.dtype)
-
-    def results(self) -> NDArray[Any]:
-        return np.ones((self.max_batch_size, *self.result_shape), self.dtype)
-
-    def inputs(self, producer: int) -> list[NDArray[Any]]:
-        """Inputs that no other producer has, the same in every run."""
-        random = np.random.default_rng(producer)
-        return [random.random(self.shape).astype(self.dtype) for _ in range(self.variety)]
-
-    def answers(self, inputs: list[NDArray[Any]]) -> list[bytes]:
-        """The bytes of the one right result of each input."""
-        result = np.empty((1, *self.result_shape), self.dtype)
-        answers = []
-        for x in inputs:
-            self.function(x[None], result)
-            answers.append(result.tobytes())
-        return answers
+    def is_lone(self) -> bool:
+        """Whether there is one call at a time; works are then asked for as `Work.alone` says."""
+        return self.producers == self.in_flight == 1
 
 
-def add_one(batch: NDArray[Any], results: NDArray[Any]) -> object:
-    return np.add(batch, 1, out=results)
+FOUR_BY_EIGHT = Load(4, 8)
 
 
-def first_thousand_doubled(batch: NDArray[Any], results: NDArray[Any]) -> object:
-    return np.multiply(batch.reshape(len(batch), -1)[:, :1000], 2, out=results)
+class Answers:
+    """The inputs of one producer in the order of its calls, and whether results are right."""
+
+    def __init__(self, work: Work, load: Load, producer: int) -> None:
+        self.inputs = work.inputs(producer, load.in_flight)
+        self._right = work.answers(self.inputs)
+        self._tolerance = work.tolerance
+        #: The bytes that were right last, by number: nothing but these need no check.
+        self.expected = [answer.tobytes() for answer in self._right]
+        # Batches of another size may round otherwise: what was right once needs no arithmetic.
+        self._known = [{answer} for answer in self.expected]
+
+    def numbered(self) -> Iterator[tuple[int, Array]]:
+        """Inputs without end, each with the number that `check` wants."""
+        return cycle(enumerate(self.inputs))
+
+    def check(self, number: int, result: Array) -> None:
+        """Raise WrongAnswer unless this is the result of the input of that number."""
+        got = result.tobytes()
+        if got != self.expected[number]:
+            if got not in self._known[number]:
+                check(result, self._right[number], self._tolerance)
+                self._known[number].add(got)
+            self.expected[number] = got
 
 
-TINY = Work("tiny", add_one, "float64", (2,), (2,), 32, 1_000_000, 64)
-IMAGE = Work(
-    "image",
-    first_thousand_doubled,
-    "float32",
-    (3, 224, 224),
-    (1000,),
-    16,
-    2_000_000,
-    IN_FLIGHT + 1,
-)
+def arrivals(load: Load, producer: int, schedule: Schedule) -> Iterator[int]:
+    """When the calls of one producer are to begin, from now until the schedule ends.
 
-
-class WrongAnswer(AssertionError):
-    """A system gave a result that is not its input's; its speed then means nothing."""
-
-
-def check(result: NDArray[Any], answer: bytes) -> None:
-    """Raise WrongAnswer unless the result has exactly these bytes."""
-    if result.tobytes() != answer:
-        raise WrongAnswer(
-            f"got {result[:4]}..., expected {np.frombuffer(answer, result.dtype)[:4]}..."
-        )
+    Nanoseconds of the monotonic clock, the gaps between them exponential; the same in every run.
+    """
+    assert load.rate_per_s is not None
+    random = np.random.default_rng([1, producer])
+    mean_ns = 1e9 * load.producers / load.rate_per_s
+    at = float(monotonic_ns())
+    while True:
+        for gap in random.exponential(mean_ns, 1024):
+            at += gap
+            if at >= schedule.end_ns:
+                return
+            yield int(at)
 
 
 def drive(
     cue: Cue,
     work: Work,
+    load: Load,
     producer: int,
-    submit: Callable[[NDArray[Any]], object],
-    collect: Callable[[], Iterable[NDArray[Any]]],
+    submit: Callable[[Array], object],
+    collect: Callable[[float | None], Iterable[Array]],
 ) -> bytes:
     """Load one producer until the schedule ends, then drain it.
 
     Args:
         submit: Submits one input without waiting for its result.
-        collect: Blocks until at least one result is there and returns all that are, in the
-            order of submission.
+        collect: Blocks until at least one result is there, or for so many seconds (None: for
+            ever), and returns all that are there, in the order of submission.
 
     Returns:
-        The latencies of all calls that ended between begin and end, int64 nanoseconds as
-        bytes: from just before an input is submitted until its result is there.
+        The latencies, int64 nanoseconds as bytes: in the closed loop of all calls that ended
+        between begin and end, in the open loop of all that were to begin between them.
     """
-    inputs = work.inputs(producer)
-    next_input = cycle(inputs).__next__
-    next_answer = cycle(work.answers(inputs)).__next__
-    started = array("q", [0]) * work.in_flight
+    answers = Answers(work, load, producer)
+    if load.rate_per_s is None:
+        return _drive_closed(cue, load, answers, submit, collect)
+    return _drive_open(cue, load, producer, answers, submit, collect)
+
+
+def _drive_closed(
+    cue: Cue,
+    load: Load,
+    answers: Answers,
+    submit: Callable[[Array], object],
+    collect: Callable[[float | None], Iterable[Array]],
+) -> bytes:
+    in_flight = load.in_flight
+    next_input = cycle(answers.inputs).__next__
+    next_number = cycle(range(len(answers.inputs))).__next__
+    expected = answers.expected
+    started = array("q", [0]) * in_flight
     latencies = array("q")
-    in_flight = work.in_flight
     schedule = cue.ready()
     begin_ns, end_ns = schedule.begin_ns, schedule.end_ns
 
@@ -136,13 +142,13 @@ def drive(
         submit(next_input())
     done, outstanding = 0, in_flight
     while outstanding:
-        for result in collect():
+        for result in collect(None):
             now = monotonic_ns()
             slot = done % in_flight
             done += 1
-            answer = next_answer()
-            if result.tobytes() != answer:
-                check(result, answer)
+            number = next_number()
+            if result.tobytes() != expected[number]:
+                answers.check(number, result)
             if now < end_ns:
                 if now >= begin_ns:
                     latencies.append(now - started[slot])
@@ -151,3 +157,170 @@ def drive(
             else:
                 outstanding -= 1
     return latencies.tobytes()
+
+
+def _drive_open(
+    cue: Cue,
+    load: Load,
+    producer: int,
+    answers: Answers,
+    submit: Callable[[Array], object],
+    collect: Callable[[float | None], Iterable[Array]],
+) -> bytes:
+    next_input = cycle(answers.inputs).__next__
+    next_number = cycle(range(len(answers.inputs))).__next__
+    intended: deque[int] = deque()
+    latencies = array("q")
+    schedule = cue.ready()
+
+    def receive(timeout_s: float | None) -> None:
+        for result in collect(timeout_s):
+            now = monotonic_ns()
+            answers.check(next_number(), result)
+            begin = intended.popleft()
+            if begin >= schedule.begin_ns:
+                latencies.append(now - begin)
+
+    for begin in arrivals(load, producer, schedule):
+        while len(intended) == load.in_flight:
+            receive(None)
+        while (left_ns := begin - monotonic_ns()) > 0:
+            if intended:
+                receive(left_ns / 1e9)
+            else:
+                time.sleep(left_ns / 1e9)
+        intended.append(begin)
+        submit(next_input())
+    while intended:
+        receive(None)
+    return latencies.tobytes()
+
+
+async def drive_async(
+    cue: Cue,
+    work: Work,
+    load: Load,
+    producer: int,
+    call: Callable[[Array], Awaitable[Array]],
+) -> bytes:
+    """Do the same with calls that are awaited; each may end before those made earlier."""
+    answers = Answers(work, load, producer)
+    numbered = answers.numbered()
+    latencies = array("q")
+    schedule = cue.ready()
+
+    async def call_over_and_over() -> None:
+        now = monotonic_ns()
+        while now < schedule.end_ns:
+            number, x = next(numbered)
+            start = now
+            result = await call(x)
+            now = monotonic_ns()
+            answers.check(number, result)
+            if schedule.begin_ns <= now < schedule.end_ns:
+                latencies.append(now - start)
+
+    async def call_once(begin: int) -> None:
+        try:
+            async with free:
+                number, x = next(numbered)
+                result = await call(x)
+                now = monotonic_ns()
+            answers.check(number, result)
+        except BaseException:
+            failed.set()
+            raise
+        if begin >= schedule.begin_ns:
+            latencies.append(now - begin)
+
+    def begin_call(begin: int) -> None:
+        if not failed.is_set():  # else there are no more tasks
+            tasks.create_task(call_once(begin))
+
+    def begin_in_time() -> None:
+        """Be a thread: an event loop's timers are late by up to a millisecond."""
+        for begin in arrivals(load, producer, schedule):
+            time.sleep(max(0.0, (begin - monotonic_ns()) / 1e9))
+            if failed.is_set():
+                return
+            loop.call_soon_threadsafe(begin_call, begin)
+
+    failed = threading.Event()
+    free = asyncio.Semaphore(load.in_flight)
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        if load.rate_per_s is not None:
+            await asyncio.to_thread(begin_in_time)
+        else:
+            for _ in range(load.in_flight):
+                tasks.create_task(call_over_and_over())
+    return latencies.tobytes()
+
+
+def drive_threads(
+    cue: Cue,
+    work: Work,
+    load: Load,
+    producer: int,
+    connect: Callable[[], Callable[[Array], Array]],
+) -> bytes:
+    """Do the same with calls that block: as many threads as may be in flight.
+
+    Args:
+        connect: Gives each thread, in that thread, its call.
+    """
+    answers = Answers(work, load, producer)
+    numbered = answers.numbered()
+    latencies: list[array[int]] = []
+    failures: list[BaseException] = []
+    turn = threading.Lock()  # whose call is the next one
+    connected = threading.Barrier(load.in_flight + 1)
+    started = threading.Barrier(load.in_flight + 1)
+    schedule = Schedule(0, 0)
+    begins: Iterator[int] | None = None
+
+    def call_over_and_over() -> None:
+        try:
+            call = connect()
+            connected.wait()
+            started.wait()
+            mine = array("q")
+            latencies.append(mine)
+            while not failures:
+                with turn:
+                    number, x = next(numbered)
+                    begin = monotonic_ns() if begins is None else next(begins, schedule.end_ns)
+                if begin >= schedule.end_ns:
+                    return
+                if begins is not None:
+                    time.sleep(max(0.0, (begin - monotonic_ns()) / 1e9))
+                result = call(x)
+                now = monotonic_ns()
+                answers.check(number, result)
+                counts = now if begins is None else begin
+                if schedule.begin_ns <= counts < schedule.end_ns:
+                    mine.append(now - begin)
+        except BaseException as error:
+            failures.append(error)
+            connected.abort()
+            started.abort()
+
+    threads = [threading.Thread(target=call_over_and_over) for _ in range(load.in_flight)]
+    for thread in threads:
+        thread.start()
+    try:
+        connected.wait()
+        schedule = cue.ready()
+        begins = None if load.rate_per_s is None else arrivals(load, producer, schedule)
+        started.wait()
+    except threading.BrokenBarrierError:
+        pass  # a thread has said why
+    except BaseException:
+        started.abort()  # nobody waits for a cue that does not come
+        raise
+    for thread in threads:
+        thread.join()
+    for error in failures:
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return b"".join(each.tobytes() for each in latencies)

@@ -12,8 +12,8 @@ does not know who is left to call sits out the whole wait, for every batch. With
 it knows. The function costs next to nothing: 16 B in and out, x + 1.
 
 Beside shmbatch (transport `linux`, `auto`), in lockstep and not: the hand-written batching loops
-of bench_throughput, over UNIX sockets (_sockets.py, in two manners) and over
-``multiprocessing.SimpleQueue`` (_queues.py). Every answer is checked.
+of bench_throughput, over UNIX sockets (rivals/sockets.py, in two manners) and over
+``multiprocessing.SimpleQueue`` (rivals/queues.py). Every answer is checked.
 
 Not answered here: producers that are not in step with each other (bench_throughput).
 
@@ -27,16 +27,15 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import _options, _queues, _report, _sockets
-from benchmarks._crew import Crew, Cue
-from benchmarks._load import Work, add_one, drive
+from benchmarks import _options, _report, _shmbatch
+from benchmarks._load import Load
+from benchmarks._works import TINY, Work
+from benchmarks.rivals import queues, sockets
 
-Array: TypeAlias = NDArray[Any]
 Figures: TypeAlias = dict[str, float]
 
 LABELS = {
@@ -48,41 +47,16 @@ LABELS = {
 }
 FLOOR = 5  # of lockstep over each of the others' systems
 
-WORK = Work("tiny", add_one, "float64", (2,), (2,), 32, 1_000_000, 64, producers=16, in_flight=1)
-
-
-def shmbatch(function: str, work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
-    """Measure a function of functions.py once, in fresh processes; the producers' latencies."""
-    from benchmarks import functions  # only here: the rivals must not depend on shmbatch
-
-    with functions.app.run(wait="auto"), Crew() as crew:
-        for number in range(work.producers):
-            crew.add(producer, function, work, number)
-        return crew.measure(warmup_s, measure_s)
-
-
-def producer(cue: Cue, function: str, work: Work, number: int) -> bytes:
-    """Load the executor through the public interface: `remote`, one call after the other."""
-    from benchmarks import functions
-
-    remote = getattr(functions, function).remote
-    results: list[Array] = []
-    remote(np.zeros(work.shape, work.dtype))  # connects
-
-    def submit(x: Array) -> None:
-        results.append(remote(x))
-
-    def collect() -> tuple[Array]:
-        return (results.pop(),)
-
-    return drive(cue, work, number, submit, collect)
+LOAD = Load(producers=16, in_flight=1)
 
 
 def figures_of(
-    measure: Callable[[Work, float, float], list[bytes]], warmup_s: float, measure_s: float
+    measure: Callable[[Work, Load, float, float], list[bytes]], warmup_s: float, measure_s: float
 ) -> Figures:
     """One run of one system."""
-    latencies = [np.frombuffer(each, np.int64) for each in measure(WORK, warmup_s, measure_s)]
+    latencies = [
+        np.frombuffer(each, np.int64) for each in measure(TINY, LOAD, warmup_s, measure_s)
+    ]
     if not all(map(len, latencies)):
         raise RuntimeError("a producer finished no call in the measured time")
     together = np.concatenate(latencies)
@@ -111,15 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options.parse("lockstep", __doc__, arguments, systems=list(LABELS))
     warmup_s, measure_s = (0.1, 0.3) if options.quick else (0.5, 1.5)
     facts = _report.machine_facts(datetime.now(UTC))
-    measures: dict[str, Callable[[Work, float, float], list[bytes]]] = {
-        "lockstep": partial(shmbatch, "tiny_in_lockstep"),
-        "shmbatch": partial(shmbatch, "tiny"),
-        "sockets": partial(_sockets.measure, coalesced=True),
-        "sockets-single": partial(_sockets.measure, coalesced=False),
-        "simplequeue": _queues.measure,
+    measures: dict[str, Callable[[Work, Load, float, float], list[bytes]]] = {
+        "lockstep": partial(_shmbatch.measure, function="tiny_in_lockstep"),
+        "shmbatch": _shmbatch.measure,
+        "sockets": partial(sockets.measure, coalesced=True),
+        "sockets-single": partial(sockets.measure, coalesced=False),
+        "simplequeue": partial(queues.measure, kind="SimpleQueue"),
     }
     print(
-        f"{WORK.producers} producers x {WORK.in_flight} in flight, {options.runs} runs: "
+        f"{LOAD.producers} producers x {LOAD.in_flight} in flight, {options.runs} runs: "
         "median (min..max) over the runs, latencies in µs"
     )
     print(_report.facts_line(facts))
@@ -133,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [label, *(str(spread_of[key]) for key in ("calls_per_s", "p50_us", "p99_us"))]
         for label, spread_of in spreads.items()
     ]
-    print("\n" + _report.table([WORK.name, "calls/s", "p50", "p99"], rows))
+    print("\n" + _report.table([TINY.name, "calls/s", "p50", "p99"], rows))
     if promised:
         print("\n" + _report.promises(promised))
     if options.out is not None:
@@ -144,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "runs": options.runs,
                 "warmup_s": warmup_s,
                 "measure_s": measure_s,
-                "producers": WORK.producers,
-                "in_flight": WORK.in_flight,
+                "producers": LOAD.producers,
+                "in_flight": LOAD.in_flight,
             },
             "systems": {
                 label: {key: spread.document() for key, spread in spread_of.items()}

@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks import _options, _report, functions
 from benchmarks._crew import Crew, Cue
-from benchmarks._load import check
+from benchmarks._works import check
 
 POLITE = 4
 CROWD, CROWD_QUICK = 200, 12

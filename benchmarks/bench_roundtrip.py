@@ -35,16 +35,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks import _options, _report
 from benchmarks._crew import CONTEXT, PATIENCE_S, Crew, Cue
-from benchmarks._load import TINY, check
+from benchmarks._works import TINY, Array, check
 
-Array: TypeAlias = NDArray[Any]
 Figures: TypeAlias = dict[str, float]
 
 # In the order of measuring: what is compared most closely stands side by side, because a

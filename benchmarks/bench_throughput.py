@@ -14,11 +14,12 @@ tiny   16 B in and out, x + 1, batches of up to 32 within 1 ms
 image  3x224x224 float32 (602 KB) in, 1000 float32 out, a slice times two, up to 16 within 2 ms
 
 Beside shmbatch (waiting `auto`, over the transport `linux` and over `posix`): batching loops
-written by hand for exactly this load, over UNIX sockets (_sockets.py, in two manners) and over
-``multiprocessing.SimpleQueue`` (_queues.py). They have no validation, no faults, no interface;
-every answer is checked.
+written by hand for exactly this load, over UNIX sockets (rivals/sockets.py, in two manners) and
+over ``multiprocessing.SimpleQueue`` (rivals/queues.py). They have no validation, no faults, no
+interface; every answer is checked.
 
-Not answered here: a lone call (bench_roundtrip), functions that take time, other producer counts.
+Not answered here: a lone call (bench_roundtrip); other rivals, functions that take time, other
+producer counts (bench_rivals).
 
     $ python -m benchmarks.bench_throughput            # about 2.5 min
     $ python -m benchmarks.bench_throughput --quick    # smoke test; figures mean nothing
@@ -27,20 +28,19 @@ Not answered here: a lone call (bench_roundtrip), functions that take time, othe
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import _options, _queues, _report, _sockets
-from benchmarks._crew import Crew, Cue
-from benchmarks._load import IMAGE, IN_FLIGHT, PRODUCERS, TINY, Work, drive
+from benchmarks import _options, _report, _shmbatch
+from benchmarks._load import FOUR_BY_EIGHT as LOAD
+from benchmarks._load import Load
+from benchmarks._works import IMAGE, TINY, Work
+from benchmarks.rivals import queues, sockets
 
-Array: TypeAlias = NDArray[Any]
 Figures: TypeAlias = dict[str, float]
 
 LABELS = {
@@ -54,42 +54,16 @@ FLOORS = {"tiny": 2.5, "image": 2.3}  # over UNIX sockets
 POSIX_CEILING = 1.5  # what linux may be ahead of posix
 
 
-def shmbatch(transport: str, work: Work, warmup_s: float, measure_s: float) -> list[bytes]:
-    """Measure once, in fresh processes; the producers' latencies."""
-    from benchmarks import functions  # only here: the rivals must not depend on shmbatch
-
-    with functions.app.run(wait="auto", transport=transport), Crew() as crew:
-        for number in range(PRODUCERS):
-            crew.add(shmbatch_producer, work, number)
-        return crew.measure(warmup_s, measure_s)
-
-
-def shmbatch_producer(cue: Cue, work: Work, number: int) -> bytes:
-    """Load the executor through the public interface: `spawn`, then `get` in order."""
-    from benchmarks import functions
-
-    function = getattr(functions, work.name)
-    spawn = function.spawn
-    calls: deque[Any] = deque()
-    function.remote(np.zeros(work.shape, work.dtype))  # connects
-
-    def submit(x: Array) -> None:
-        calls.append(spawn(x))
-
-    def collect() -> tuple[Array]:
-        return (calls.popleft().get(),)
-
-    return drive(cue, work, number, submit, collect)
-
-
 def figures_of(
-    measure: Callable[[Work, float, float], list[bytes]],
+    measure: Callable[[Work, Load, float, float], list[bytes]],
     work: Work,
     warmup_s: float,
     measure_s: float,
 ) -> Figures:
     """One run of one system."""
-    latencies = [np.frombuffer(each, np.int64) for each in measure(work, warmup_s, measure_s)]
+    latencies = [
+        np.frombuffer(each, np.int64) for each in measure(work, LOAD, warmup_s, measure_s)
+    ]
     if not all(map(len, latencies)):
         raise RuntimeError("a producer finished no call in the measured time")
     together = np.concatenate(latencies)
@@ -119,15 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options.parse("throughput", __doc__, arguments, systems=list(LABELS))
     warmup_s, measure_s = (0.1, 0.3) if options.quick else (0.5, 1.5)
     facts = _report.machine_facts(datetime.now(UTC))
-    measures: dict[str, Callable[[Work, float, float], list[bytes]]] = {
-        "shmbatch": partial(shmbatch, "linux"),
-        "shmbatch-posix": partial(shmbatch, "posix"),
-        "sockets": partial(_sockets.measure, coalesced=True),
-        "sockets-single": partial(_sockets.measure, coalesced=False),
-        "simplequeue": _queues.measure,
+    measures: dict[str, Callable[[Work, Load, float, float], list[bytes]]] = {
+        "shmbatch": _shmbatch.measure,
+        "shmbatch-posix": partial(_shmbatch.measure, transport="posix"),
+        "sockets": partial(sockets.measure, coalesced=True),
+        "sockets-single": partial(sockets.measure, coalesced=False),
+        "simplequeue": partial(queues.measure, kind="SimpleQueue"),
     }
     print(
-        f"{PRODUCERS} producers x {IN_FLIGHT} in flight, {options.runs} runs: "
+        f"{LOAD.producers} producers x {LOAD.in_flight} in flight, {options.runs} runs: "
         "median (min..max) over the runs, latencies in µs"
     )
     print(_report.facts_line(facts))
@@ -160,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "runs": options.runs,
                 "warmup_s": warmup_s,
                 "measure_s": measure_s,
-                "producers": PRODUCERS,
-                "in_flight": IN_FLIGHT,
+                "producers": LOAD.producers,
+                "in_flight": LOAD.in_flight,
             },
             "works": works,
             "ratios": [ratio.document() for ratio in promised],

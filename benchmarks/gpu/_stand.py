@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._crew import CONTEXT, PATIENCE_S, Schedule
-from benchmarks._load import WrongAnswer
+from benchmarks._works import WrongAnswer
 from benchmarks.gpu._setting import Setting
 
 Array = NDArray[Any]

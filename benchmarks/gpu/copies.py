@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks import _report
-from benchmarks._load import WrongAnswer
+from benchmarks._works import WrongAnswer
 from benchmarks.gpu._setting import Part, Setting, spread
 from shmbatch.contract.columns import Column
 from shmbatch.contract.signature import Signature

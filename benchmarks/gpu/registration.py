@@ -20,7 +20,7 @@ import numpy as np
 
 import shmbatch
 from benchmarks import _report
-from benchmarks._load import WrongAnswer
+from benchmarks._works import WrongAnswer
 from benchmarks.gpu._setting import Part, Setting, spread
 from benchmarks.gpu._stand import Stand, standing
 from shmbatch.client import pool

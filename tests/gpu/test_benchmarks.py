@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks._load import WrongAnswer
+from benchmarks._works import WrongAnswer
 from benchmarks.gpu import copies, overlap, run_all
 from benchmarks.gpu._setting import Setting
 from shmbatch.executor.staging.cuda import Cuda

@@ -1,4 +1,4 @@
-"""The rival over UNIX sockets: the batching loop that a good engineer writes by hand.
+"""UNIX sockets: the batching loop that a good engineer writes by hand.
 
 ::
 
@@ -21,27 +21,30 @@ one by one Every receive takes one row, every result has a send of its own, the 
 
 from __future__ import annotations
 
+import bisect
 import select
 import socket
 from time import monotonic_ns
-from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
-from benchmarks._crew import Crew, Cue
-from benchmarks._load import Work, drive
+from benchmarks._crew import PRELOAD, Crew, Cue
+from benchmarks._load import Load, drive
+from benchmarks._works import Array, Work
 
 SEND_BUFFER_NBYTES = 1 << 20  # asked for; the kernel grants net.core.wmem_max at most
 
 
-def measure(work: Work, warmup_s: float, measure_s: float, *, coalesced: bool) -> list[bytes]:
+def measure(
+    work: Work, load: Load, warmup_s: float, measure_s: float, *, coalesced: bool
+) -> list[bytes]:
     """Measure once, in fresh processes; the producers' latencies."""
-    pairs = [socket.socketpair() for _ in range(work.producers)]
-    with Crew() as crew:
+    pairs = [socket.socketpair() for _ in range(load.producers)]
+    with Crew(PRELOAD) as crew:
         try:
             crew.add(executor, work, [server for server, _ in pairs], coalesced)
             for number, (_, client) in enumerate(pairs):
-                crew.add(producer, work, number, client, coalesced)
+                crew.add(producer, work, load, number, client, coalesced)
         finally:
             # The executor ends when the last producer hangs up: nobody else may hold an end.
             for pair in pairs:
@@ -62,24 +65,27 @@ class _Peer:
 
 def executor(cue: Cue, work: Work, sockets: list[socket.socket], coalesced: bool) -> None:
     """Batch the rows of all producers until they have hung up."""
-    batch, results = work.batch(), work.results()
+    batch, results = work.stacks()
     places = memoryview(batch).cast("B")  # type: ignore[arg-type]
     answers = memoryview(results).cast("B")  # type: ignore[arg-type]
     row_nbytes, result_nbytes, size = work.row_nbytes, work.result_nbytes, work.max_batch_size
     most_nbytes = len(places) if coalesced else row_nbytes  # for one receive
-    peers = {sock.fileno(): _Peer(sock) for sock in sockets}
+    peers = {sock.fileno(): _Peer(sock) for sock in sorted(sockets, key=socket.socket.fileno)}
     filled = 0  # rows with a place, started ones included
     deadline_ns = 0
+    served = -1  # whose row was the last: where a batch is full, others come first in the next
     cue.ready()
 
     while peers:
         timeout = None if not filled else max(0.0, (deadline_ns - monotonic_ns()) / 1e9)
         readable, _, _ = select.select(peers, (), (), timeout)
-        for fd in readable:
+        turn = bisect.bisect(readable, served)
+        for fd in readable[turn:] + readable[:turn]:
             peer = peers[fd]
             place = peer.unread or places[filled * row_nbytes :][:most_nbytes]
             if not place:
                 continue  # the batch is full: what this producer sent is for the next one
+            served = fd
             received = peer.socket.recv_into(place, 0, socket.MSG_DONTWAIT)
             if received == 0:
                 if peer.unread:
@@ -113,15 +119,19 @@ def executor(cue: Cue, work: Work, sockets: list[socket.socket], coalesced: bool
             filled = 0
 
 
-def producer(cue: Cue, work: Work, number: int, sock: socket.socket, coalesced: bool) -> bytes:
+def producer(
+    cue: Cue, work: Work, load: Load, number: int, sock: socket.socket, coalesced: bool
+) -> bytes:
     """Load the executor: one send per input, receives as the manner says."""
     result_nbytes = work.result_nbytes
-    results = work.results() if coalesced else work.results()[:1]
+    results = np.ones((load.in_flight if coalesced else 1, *work.result_shape), work.result_dtype)
     memory = memoryview(results).cast("B")  # type: ignore[arg-type]
     if coalesced:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_NBYTES)
 
-    def collect() -> NDArray[Any]:
+    def collect(timeout_s: float | None) -> Array:
+        if timeout_s is not None and not select.select((sock,), (), (), timeout_s)[0]:
+            return results[:0]
         received = 0
         while received == 0 or received % result_nbytes:
             more = sock.recv_into(memory[received:])
@@ -133,4 +143,4 @@ def producer(cue: Cue, work: Work, number: int, sock: socket.socket, coalesced: 
     with sock:
         # numpy says only from Python 3.12 on that its arrays are buffers, hence the comments
         # for the type checker here and above.
-        return drive(cue, work, number, sock.sendall, collect)  # type: ignore[arg-type]
+        return drive(cue, work, load, number, sock.sendall, collect)  # type: ignore[arg-type]
