@@ -78,6 +78,7 @@ OVER_ONE = {
     "tests/supervisor/",  # what a supervisor decides, without processes
     "tests/testing/",  # one process, but for test_plugin.py
     "tests/test_architecture.py",
+    "tests/test_budget.py",
     "tests/test_documentation.py",
     "tests/test_reaching.py",
     "tests/test_rivals.py",  # other people's programs, and what drives them

@@ -226,11 +226,13 @@ class Attended:
             raise EOFError  # hung up, or a signal handler's call was faster
         asleep = PARKED | POLLING  # for all that is known if a signal handler raises
         try:
+            self.ring.park_ns = 0  # the other transport may be another one
             self.line, self.is_orphaned = line, False
             again, asleep = self.ring.move(*there)
         finally:
             if self.ring.moves == moves:
                 self.line, self.is_orphaned = before, True
+                self._choose_sleep()
             else:
                 line.wake(asleep)
                 self._moved(before, max_batch_size, is_idempotent)

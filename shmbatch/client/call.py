@@ -38,35 +38,39 @@ class FunctionCall(Call):
         call._settle_as(_ERROR, error)
         return call
 
-    def _look(self) -> bool:
+    def _settle_otherwise(self) -> bool:
         """Take the outcome if it is there; True once it is. What the core cannot do of `_settle`.
 
         A call whose time is over gets its outcome here. The core hands an outcome to one thread
         only; another one that asks for it meanwhile finds it here or in the connection's stash a
         moment later.
         """
-        connection = self._connection
+        connection, ticket = self._connection, self._ticket
         try:
-            outcome = connection.outcome(self._ticket, 0)
-        except ValueError:
-            outcome = connection.unstash(self._ticket)
+            try:
+                outcome = connection.outcome(ticket, 0)
+            except ValueError:
+                outcome = connection.unstash(ticket)
+            if type(outcome) is Failure:
+                failed = outcome.error
+                if failed is None:
+                    failed = exceeded(connection.address, self._limits)
+                self._outcome = failed
+                self._state = _ERROR
+            elif outcome is not PENDING:
+                self._outcome = outcome
+                self._state = _VALUE
         except BaseException as error:
             if connection.ring.forked:
                 message = "this call belongs to the parent process; get it there"
                 raise ConfigError(message) from None
-            if not connection.is_live(self._ticket):
+            is_taken = not connection.is_live(ticket) and ticket not in connection.stash
+            if is_taken and self._state == _WAITING:
                 self._lost(error)
             raise  # a signal's, perhaps, before the outcome was taken: then the call goes on
-        if self._state != _WAITING:
-            return True
-        if outcome is PENDING:
+        if self._state == _WAITING:
             return self._limits is not UNLIMITED and self._lapse()
-        if type(outcome) is not Failure:
-            self._settle_as(_VALUE, outcome)
-        elif outcome.error is None:
-            self._settle_as(_ERROR, exceeded(connection.address, self._limits))
-        else:
-            self._settle_as(_ERROR, outcome.error)
+        self._tell()
         return True
 
     def _lost(self, error: BaseException) -> None:

@@ -276,10 +276,16 @@ class Connection(Attended):
             raise outcome.error
         return outcome
 
-    def conclude(self, ticket: int, outcome: Any, timeout: float | None) -> Any:
-        """As `wait`, *timeout* seconds at most: what the core leaves of a `remote`."""
+    def conclude(self, ticket: int, outcome: Any, timeout: float | None, since_ns: int) -> Any:
+        """As `wait`, *timeout* seconds from *since_ns* on: what the core leaves of `remote`."""
         limits = UNLIMITED if timeout is None else limits_from_now(timeout, None)
+        if limits.until_ns is not None:
+            limits = limits._replace(until_ns=limits.until_ns - (now_ns() - since_ns))
         return self.wait(ticket, outcome, limits)
+
+    def tell_queue(self) -> None:
+        """Tell who waits for a slot that one was freed."""
+        self.slots.tell()
 
     def abandon(self, ticket: int) -> None:
         """Give a call up, unless it is over."""

@@ -162,11 +162,18 @@ class Function:
                 raise unserved(self.address, limits) from None
             self._connection = connection
             connection.handles.add(self)
-            if self._deadline_ms is None:
-                self.remote.follow(connection, self._timeout)
-            if not self._limited:
-                self.spawn.follow(connection)
+            self._follow(connection)
         return connection
+
+    def _follow(self, connection: Connection) -> None:
+        """Let the core make calls over *connection* by itself."""
+        if self._deadline_ms is None:
+            self.remote.follow(connection, self._timeout)
+        if not self._limited:
+            self.spawn.follow(connection)
+        if self._connection is not connection:  # another thread has let go of it meanwhile
+            self.remote.follow(None)
+            self.spawn.follow(None)
 
     def _is_served_here(self) -> bool:
         address = self.address
@@ -177,9 +184,9 @@ class Function:
     def forget(self, connection: Attended) -> None:
         """Let go of a connection; the next call looks the name up and connects anew."""
         if self._connection is connection:
-            self._connection = None
             self.remote.follow(None)
             self.spawn.follow(None)
+            self._connection = None
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, on lists or stacks, here and now, without batching."""
@@ -284,6 +291,8 @@ class Function:
             ExecutorNotFound, ExecutorClosed, ExecutorGone: there is nobody to run it.
             Exception: what the function raised, with the executor's traceback in its notes.
         """
+        if self.live() is None:
+            self.connect()  # how long that takes, and what it may start, is not the call's time
         limits = self._limits_from_now()
         connection, ticket = self._submit(args, kwargs, 0, limits)
         try:
@@ -305,6 +314,8 @@ class Function:
         Raises:
             as `remote`, but for what happens to the call itself, which `FunctionCall.get` raises.
         """
+        if self.live() is None:
+            self.connect()  # how long that takes, and what it may start, is not the call's time
         limits = self._limits_from_now()
         connection, ticket = self._submit(args, kwargs, SPAWNED, limits)
         return FunctionCall(connection, ticket, limits)
@@ -320,6 +331,8 @@ class Function:
         """Submit one call; connect before if need be, and wait for a slot."""
         while True:
             connection = self.live() or self.connect(limits=limits)
+            if self.remote.connection is not connection and self._deadline_ms is None:
+                self._follow(connection)  # it was interrupted before it could
             values = args
             if kwargs:  # anew: the parameters of another executor may have another order
                 values = connection.signature.bind(args, kwargs, str(self.address))

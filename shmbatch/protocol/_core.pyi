@@ -231,9 +231,9 @@ class Failure:
 class Call:
     """A published call and its outcome. Python has what this leaves to it.
 
-    `_look()` does what `_settle` cannot; `_tell()` wakes who else waits for it; `_lost(error)` is
-    told of an exception that came between the result's leaving its slot and its being here;
-    `_dropped()` that nobody has a call any more which has no outcome.
+    `_settle_otherwise()` does what `_settle` cannot; `_tell()` wakes who else waits for it;
+    `_lost(error)` is told of an exception that came between the result's leaving its slot and
+    its being here; `_dropped()` that nobody has a call any more which has no outcome.
     """
 
     def __new__(cls, connection: Any, ticket: int, limits: Any, /) -> Self: ...
@@ -280,11 +280,16 @@ class Verb:
         """The same for event loops: a coroutine function, or an async generator function."""
     @property
     def __wrapped__(self) -> Callable[..., Any]: ...
+    @property
+    def connection(self) -> Any:
+        """What it follows, or None."""
     def follow(self, connection: Any, timeout: float | None = None, /) -> None:
         """Call over *connection* from now on, or leave all to *slow* if that is None.
 
-        Where spinning has not brought the result, ``connection.conclude(ticket, outcome,
-        timeout)`` returns it; ``connection.abandon(ticket)`` is called where that raises.
+        Where spinning and one sleep have not brought the result, ``connection.conclude(ticket,
+        outcome, timeout, since_ns)`` returns it, *timeout* seconds after *since_ns* at most;
+        ``connection.abandon(ticket)`` is called where that raises, and
+        ``connection.tell_queue()`` where a slot was freed while somebody waits for one.
         """
 
 class ExecutorRing:

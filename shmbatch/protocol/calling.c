@@ -101,24 +101,29 @@ PyType_Spec failure_spec = {
     .slots = failure_slots,
 };
 
-/* ---- waiting ---------------------------------------------------------------------------- */
+/* ---- what Python is told ------------------------------------------------------------------ */
 
-/* Sleep for an outcome, once, and tell Python if it wants to hear of that; as producer_await. */
-static PyObject *
-await_outcome(PyObject *connection, producer *ring, uint64_t ticket)
+static int
+ask(PyObject *object, const char *method)
 {
-    bool slept = false;
-    PyObject *outcome = producer_await(ring, ticket, &slept);
-    if (!slept || !ring->learns || outcome == NULL || outcome == pending_object) {
-        return outcome;
-    }
-    PyObject *learnt = PyObject_CallMethod(connection, "parked", NULL);
-    if (learnt == NULL) {
-        Py_DECREF(outcome);
-        return NULL;
-    }
-    Py_DECREF(learnt);
-    return outcome;
+    PyObject *answer = PyObject_CallMethod(object, method, NULL);
+    Py_XDECREF(answer);
+    return answer == NULL ? -1 : 0;
+}
+
+/* Sleep for a call, as producer_sleep, and have Python learn from it, if it wants to. */
+static int
+sleep_for(PyObject *connection, producer *ring, uint64_t ticket)
+{
+    int done = producer_sleep(ring, ticket);
+    return done == 1 && ring->learns && ask(connection, "parked") != 0 ? -1 : done;
+}
+
+/* A slot has been freed: somebody may have begun to queue for one while this thread spun. */
+static int
+tell_queue(PyObject *connection, const producer *ring)
+{
+    return ring->queueing ? ask(connection, "tell_queue") : 0;
 }
 
 /* ---- Call ------------------------------------------------------------------------------- */
@@ -204,11 +209,9 @@ call_finalize(call *self)
     }
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    PyObject *done = PyObject_CallMethod((PyObject *)self, "_dropped", NULL);
-    if (done == NULL) {
+    if (ask((PyObject *)self, "_dropped") != 0) {
         PyErr_WriteUnraisable((PyObject *)self);
     }
-    Py_XDECREF(done);
     PyErr_Restore(type, value, trace);
 }
 
@@ -253,15 +256,21 @@ call_settle(call *self, int64_t spin_ns, bool parks)
     }
     PyObject *outcome = producer_take(ring, (uint32_t)index, spin_ns);
     if (outcome == pending_object && parks && self->state == CALL_WAITING) {
-        Py_DECREF(outcome);
         self->sleepers++;
-        outcome = await_outcome(self->connection, ring, (uint64_t)self->ticket);
+        int done = sleep_for(self->connection, ring, (uint64_t)self->ticket);
         self->sleepers--;
+        index = producer_find(ring, (uint64_t)self->ticket);
+        if (done < 0) {
+            Py_DECREF(outcome);
+            return -1; /* the call goes on */
+        }
+        if (done == 1 && index >= 0 && !ring->queueing) {
+            Py_DECREF(outcome);
+            outcome = producer_take(ring, (uint32_t)index, 0);
+        }
     }
     if (outcome == NULL) {
-        if (producer_find(ring, (uint64_t)self->ticket) < 0) {
-            call_lost(self);
-        } /* else it was a signal's, and the call goes on */
+        call_lost(self);
         return -1;
     }
     if (outcome == pending_object || outcome == failed_object) {
@@ -279,29 +288,25 @@ call_settle(call *self, int64_t spin_ns, bool parks)
     self->outcome = outcome;
     self->state = state;
     Py_XDECREF(before);
-    if (self->shared || self->sleepers > 0) {
-        PyObject *told = PyObject_CallMethod((PyObject *)self, "_tell", NULL);
-        if (told == NULL) {
-            return -1;
-        }
-        Py_DECREF(told);
+    if ((self->shared || self->sleepers > 0) && ask((PyObject *)self, "_tell") != 0) {
+        return -1;
     }
-    return 1;
+    return tell_queue(self->connection, ring) != 0 ? -1 : 1;
 }
 
 /* _settle() -> bool: take the outcome if it is there; True once it is. Does not block. */
 static PyObject *
-call_look(call *self, PyObject *Py_UNUSED(ignored))
+call_settle_now(call *self, PyObject *Py_UNUSED(ignored))
 {
     int done = call_settle(self, 0, false);
     if (done < 0) {
         return NULL;
     }
-    return done ? Py_NewRef(Py_True) : PyObject_CallMethod((PyObject *)self, "_look", NULL);
+    return done ? Py_NewRef(Py_True) : PyObject_CallMethod((PyObject *)self, "_settle_otherwise", NULL);
 }
 
 static PyMethodDef call_methods[] = {
-    {"_settle", (PyCFunction)call_look, METH_NOARGS, NULL},
+    {"_settle", (PyCFunction)call_settle_now, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -387,6 +392,9 @@ get_verb_dealloc(get_verb *self)
 static PyObject *
 get_verb_call(get_verb *self, PyObject *args, PyObject *kwargs)
 {
+    if (PyErr_CheckSignals() != 0) { /* before anything: a loop in C may be what calls */
+        return NULL;
+    }
     PyObject *object = PyTuple_Size(args) > 0 ? PyTuple_GetItem(args, 0) : NULL;
     if (object != NULL && PyObject_TypeCheck(object, call_type)) {
         call *of = (call *)object;
@@ -533,19 +541,28 @@ verb_dealloc(verb *self)
 /* What remote returns of a call that was published: its result, or NULL with its exception. */
 static PyObject *
 verb_result(PyObject *connection, producer *ring, PyObject *conclude, PyObject *timeout,
-            uint64_t ticket)
+            uint64_t since_ns, uint64_t ticket)
 {
     int64_t index = producer_find(ring, ticket);
     PyObject *outcome = index < 0 ? Py_NewRef(pending_object)
                                   : producer_take(ring, (uint32_t)index, ring->spin_ns);
     if (outcome == pending_object && timeout == Py_None) {
-        Py_DECREF(outcome);
-        outcome = await_outcome(connection, ring, ticket);
+        int done = sleep_for(connection, ring, ticket);
+        index = producer_find(ring, ticket);
+        if (done < 0) {
+            Py_CLEAR(outcome);
+        } else if (done == 1 && index >= 0 && !ring->queueing) {
+            Py_DECREF(outcome);
+            outcome = producer_take(ring, (uint32_t)index, 0);
+        }
     }
     if (outcome == pending_object || outcome == failed_object) {
-        PyObject *result = PyObject_CallFunction(conclude, "KOO", ticket, outcome, timeout);
+        PyObject *result =
+            PyObject_CallFunction(conclude, "KOOK", ticket, outcome, timeout, since_ns);
         Py_DECREF(outcome);
         outcome = result;
+    } else if (outcome != NULL && tell_queue(connection, ring) != 0) {
+        Py_CLEAR(outcome);
     } else if (outcome != NULL && Py_TYPE(outcome) == failure_type) {
         PyObject *error = ((failure *)outcome)->error;
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
@@ -590,6 +607,9 @@ verb_spawned(const verb *self, PyObject *connection, producer *ring, PyObject *a
 static PyObject *
 verb_call(verb *self, PyObject *args, PyObject *kwargs)
 {
+    if (PyErr_CheckSignals() != 0) { /* before anything: a loop in C may be what calls */
+        return NULL;
+    }
     producer *ring = self->ring;
     if (ring == NULL || ring->dead || ring->queueing
         || (kwargs != NULL && PyDict_Size(kwargs) > 0)) {
@@ -604,10 +624,10 @@ verb_call(verb *self, PyObject *args, PyObject *kwargs)
     if (self->made != NULL) {
         result = verb_spawned(self, connection, ring, args, &refusal);
     } else {
-        uint64_t ticket;
+        uint64_t ticket, since_ns = timeout == Py_None ? 0 : now_ns();
         refusal = producer_begin(ring, args, 0, 0, &ticket);
         if (refusal == 0) {
-            result = verb_result(connection, ring, conclude, timeout, ticket);
+            result = verb_result(connection, ring, conclude, timeout, since_ns, ticket);
         }
     }
     Py_DECREF((PyObject *)ring);
@@ -675,6 +695,7 @@ static PyGetSetDef verb_properties[] = {
 static PyMemberDef verb_members[] = {
     {"aio", T_OBJECT_EX, offsetof(verb, aio), READONLY, NULL},
     {"__wrapped__", T_OBJECT_EX, offsetof(verb, slow), READONLY, NULL},
+    {"connection", T_OBJECT, offsetof(verb, connection), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -312,27 +312,27 @@ producer_take(producer *self, uint32_t index, int64_t spin_ns)
     return result;
 }
 
-PyObject *
-producer_await(producer *self, uint64_t ticket, bool *slept)
+int
+producer_sleep(producer *self, uint64_t ticket)
 {
     int64_t index = producer_find(self, ticket);
     bool looked = now_ns() - self->looked_ns < (uint64_t)self->park_ns;
     if (index < 0 || !looked || self->dead || self->queueing) {
-        return Py_NewRef(pending_object);
+        return 0;
     }
     uint32_t word = ring_arm(&self->ring, (uint32_t)index, RING_WAITER);
-    if (ring_state(word) != RING_DONE) {
-        *slept = true;
-        producer_enter(self);
-        int status = futex_wait(&self->ring.words.controls[index].state, word, self->park_ns);
-        producer_leave(self);
-        if (status != 0) {
-            return NULL;
-        }
-        /* Another thread may have given it up meanwhile, or wait for the slot. */
-        index = self->queueing ? -1 : producer_find(self, ticket);
+    if (ring_state(word) == RING_DONE) {
+        return 1;
     }
-    return index < 0 ? Py_NewRef(pending_object) : producer_take(self, (uint32_t)index, 0);
+    producer_enter(self);
+    int slept = futex_wait(&self->ring.words.controls[index].state, word, self->park_ns);
+    producer_leave(self);
+    if (slept != 0) {
+        return -1;
+    }
+    /* Another thread may have taken it meanwhile, or given it up. */
+    index = producer_find(self, ticket);
+    return index >= 0 && ring_state(ring_look(&self->ring, (uint32_t)index)) == RING_DONE;
 }
 
 /* poll(ticket, spin_ns) -> result, PENDING, FAILED, or a Failure: see producer_take.

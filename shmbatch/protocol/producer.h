@@ -41,7 +41,7 @@ typedef struct {
     char queueing;                /* somebody waits for a slot: Python says who is next */
     char learns;                  /* Python is to hear of each wait that parked */
     long long spin_ns;            /* how long to spin for a result: Python has learnt it */
-    long long park_ns;            /* how long to sleep without Python; 0: Python sleeps, and wakes */
+    long long park_ns;            /* how long to sleep without Python; 0: it sleeps, and wakes */
     unsigned long long looked_ns; /* when Python last looked at the executor's life */
     unsigned inside;              /* threads that may hold pointers into the memory without the GIL */
     left_behind *left;            /* unmapped when nobody is inside */
@@ -105,9 +105,9 @@ producer_find(const producer *self, uint64_t ticket)
  * an Exception; or NULL. */
 PyObject *producer_take(producer *self, uint32_t index, int64_t spin_ns);
 
-/* As producer_take, sleeping for a call that is not done; PENDING too where it is for Python to
- * sleep, or to look at the executor's life before. *slept: it did. */
-PyObject *producer_await(producer *self, uint64_t ticket, bool *slept);
+/* Sleep once for a call that is not done. 1: it is now; 0: it is not, or it is for Python to sleep,
+ * or to look at the executor's life before; -1: a signal handler raised. */
+int producer_sleep(producer *self, uint64_t ticket);
 
 /* calling.c */
 extern PyTypeObject *call_type, *failure_type, *verb_type; /* set at import, immortal */

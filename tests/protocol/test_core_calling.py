@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import operator
+import signal
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,12 +32,15 @@ class Connection:
         self.asked: list[tuple[Any, ...]] = []
         self._conclude = conclude or (lambda ticket, outcome: (ticket, outcome))
 
-    def conclude(self, ticket: int, outcome: Any, timeout: float | None) -> Any:
+    def conclude(self, ticket: int, outcome: Any, timeout: float | None, since_ns: int) -> Any:
         self.asked.append(("conclude", ticket, outcome, timeout))
         return self._conclude(ticket, outcome)
 
     def abandon(self, ticket: int) -> None:
         self.asked.append(("abandon", ticket))
+
+    def tell_queue(self) -> None:
+        self.asked.append(("tell_queue",))
 
     def parked(self) -> None:
         self.asked.append(("parked",))
@@ -47,7 +53,7 @@ class Spawned(Call):
     dropped: list[int] = []
     lost: list[BaseException] = []
 
-    def _look(self) -> bool:
+    def _settle_otherwise(self) -> bool:
         return False
 
     def _lost(self, error: BaseException) -> None:
@@ -230,6 +236,84 @@ def test_python_watches_every_limit() -> None:
     assert connection.asked[0][-1] == 2.5
     assert got(limited) == ("slow", None, 0)
     assert unlimited.get(0.1) == ("slow", 0.1, 0)
+
+
+class Alarm(Exception):
+    """What a signal handler raises."""
+
+
+@contextmanager
+def handling(handle: Callable[[], object]) -> Iterator[None]:
+    """Have *handle* called by the next signal, which then raises `Alarm`."""
+
+    def handler(number: int, frame: object) -> None:
+        handle()
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_sleep_that_is_interrupted_changes_nothing_of_the_call(settles: bool) -> None:
+    wire = Wire()
+    wire.producer.park_ns = HOUR_NS
+    wire.producer.looked_ns = now_ns()
+    call = spawn(Connection(wire))(1, 2)
+
+    def settle() -> None:
+        if settles:
+            wire.producer.withdraw(call._ticket)
+            call._outcome, call._state = 3, 1
+
+    def interrupt() -> None:
+        processes.wait_until(lambda: asleep(wire), "the caller sleeps")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    thread = threading.Thread(target=interrupt)
+    with handling(settle):
+        thread.start()
+        with pytest.raises(Alarm):
+            call.get()
+        thread.join()
+
+    assert Spawned.lost == []
+    assert (call._state, call._outcome) == ((1, 3) if settles else (0, None))
+    assert call._sleepers == 0
+
+
+def test_a_loop_that_never_leaves_the_core_hears_of_signals() -> None:
+    wire = Wire(capacity=1)
+    served = Served(wire)
+    wire.producer.spin_ns = HOUR_NS
+    connection = Connection(wire)
+    answered = 0
+
+    def answer_all() -> None:
+        nonlocal answered
+        while answered < 2000:
+            if served.take():
+                served.answer(1)
+                answered += 1
+                if answered == 10:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            elif stopped.is_set():
+                break
+
+    stopped = threading.Event()
+    thread = threading.Thread(target=answer_all)
+    with handling(lambda: None):
+        thread.start()
+        with pytest.raises(Alarm):
+            deque(map(remote(connection), repeat(1, 2000), repeat(2)), 0)
+        stopped.set()
+        thread.join()
+
+    assert 10 <= answered < 2000
+    assert connection.asked == []
 
 
 def test_a_sleeper_is_told_of_what_another_thread_does_to_its_call() -> None:
