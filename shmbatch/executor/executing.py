@@ -153,7 +153,7 @@ class Executing:
         return self._staging.only_gathers and self._runner is None and self._clock is None
 
     def serve(self, at_ns: int) -> tuple[int, list[Wake] | None]:
-        """As `launch` and then `complete`, at a third of what they cost; returns what they do.
+        """As `launch` and then `complete`, at half of what they cost; returns what they do.
 
         For a function that `runs_at_once`, and has an idle run. A batch that does not end as it
         should goes the long way from there.

@@ -119,6 +119,32 @@ sleep_for(PyObject *connection, producer *ring, uint64_t ticket)
     return done == 1 && ring->learns && ask(connection, "parked") != 0 ? -1 : done;
 }
 
+/* Take the outcome of a call, spinning for it and then, if it *parks*, sleeping; as producer_take.
+ * NULL, and *interrupted*, where a signal handler raised: nothing has been taken then. */
+static PyObject *
+take_outcome(PyObject *connection, producer *ring, uint64_t ticket, int64_t spin_ns, bool parks,
+             bool *interrupted)
+{
+    int64_t index = producer_find(ring, ticket);
+    PyObject *outcome = index < 0 ? Py_NewRef(pending_object)
+                                  : producer_take(ring, (uint32_t)index, spin_ns);
+    if (outcome != pending_object || !parks) {
+        return outcome;
+    }
+    int done = sleep_for(connection, ring, ticket);
+    if (done < 0) {
+        *interrupted = true;
+        Py_DECREF(outcome);
+        return NULL;
+    }
+    index = producer_find(ring, ticket); /* another thread may have been faster */
+    if (done == 1 && index >= 0 && !ring->queueing) {
+        Py_DECREF(outcome);
+        outcome = producer_take(ring, (uint32_t)index, 0);
+    }
+    return outcome;
+}
+
 /* A slot has been freed: somebody may have begun to queue for one while this thread spun. */
 static int
 tell_queue(PyObject *connection, const producer *ring)
@@ -250,27 +276,15 @@ call_settle(call *self, int64_t spin_ns, bool parks)
     if (ring == NULL || ring->queueing || producer_forked(ring)) {
         return 0;
     }
-    int64_t index = producer_find(ring, (uint64_t)self->ticket);
-    if (index < 0) {
-        return 0;
-    }
-    PyObject *outcome = producer_take(ring, (uint32_t)index, spin_ns);
-    if (outcome == pending_object && parks && self->state == CALL_WAITING) {
-        self->sleepers++;
-        int done = sleep_for(self->connection, ring, (uint64_t)self->ticket);
-        self->sleepers--;
-        index = producer_find(ring, (uint64_t)self->ticket);
-        if (done < 0) {
-            Py_DECREF(outcome);
-            return -1; /* the call goes on */
-        }
-        if (done == 1 && index >= 0 && !ring->queueing) {
-            Py_DECREF(outcome);
-            outcome = producer_take(ring, (uint32_t)index, 0);
-        }
-    }
+    bool interrupted = false;
+    self->sleepers += parks;
+    PyObject *outcome = take_outcome(self->connection, ring, (uint64_t)self->ticket, spin_ns,
+                                     parks, &interrupted);
+    self->sleepers -= parks;
     if (outcome == NULL) {
-        call_lost(self);
+        if (!interrupted) {
+            call_lost(self);
+        } /* else the call goes on */
         return -1;
     }
     if (outcome == pending_object || outcome == failed_object) {
@@ -302,7 +316,8 @@ call_settle_now(call *self, PyObject *Py_UNUSED(ignored))
     if (done < 0) {
         return NULL;
     }
-    return done ? Py_NewRef(Py_True) : PyObject_CallMethod((PyObject *)self, "_settle_otherwise", NULL);
+    return done ? Py_NewRef(Py_True)
+                : PyObject_CallMethod((PyObject *)self, "_settle_otherwise", NULL);
 }
 
 static PyMethodDef call_methods[] = {
@@ -474,7 +489,7 @@ typedef struct {
     PyObject *limits;     /* of a call without limits */
     PyObject *connection; /* over which it calls by itself; NULL: none, and so are these: */
     PyObject *conclude;   /* its method that waits for an outcome */
-    PyObject *timeout;    /* and for how long: the method's last argument */
+    PyObject *timeout;    /* and for how long, in seconds; None: for ever */
     producer *ring;
 } verb;
 
@@ -543,19 +558,9 @@ static PyObject *
 verb_result(PyObject *connection, producer *ring, PyObject *conclude, PyObject *timeout,
             uint64_t since_ns, uint64_t ticket)
 {
-    int64_t index = producer_find(ring, ticket);
-    PyObject *outcome = index < 0 ? Py_NewRef(pending_object)
-                                  : producer_take(ring, (uint32_t)index, ring->spin_ns);
-    if (outcome == pending_object && timeout == Py_None) {
-        int done = sleep_for(connection, ring, ticket);
-        index = producer_find(ring, ticket);
-        if (done < 0) {
-            Py_CLEAR(outcome);
-        } else if (done == 1 && index >= 0 && !ring->queueing) {
-            Py_DECREF(outcome);
-            outcome = producer_take(ring, (uint32_t)index, 0);
-        }
-    }
+    bool interrupted = false; /* or not: an exception ends the call */
+    PyObject *outcome = take_outcome(connection, ring, ticket, ring->spin_ns,
+                                     timeout == Py_None, &interrupted);
     if (outcome == pending_object || outcome == failed_object) {
         PyObject *result =
             PyObject_CallFunction(conclude, "KOOK", ticket, outcome, timeout, since_ns);
