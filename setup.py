@@ -3,12 +3,13 @@
 from sysconfig import get_config_var
 from textwrap import shorten
 
+import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
 CORE = (
-    *("core", "values", "segment", "producer", "calling", "moving"),
+    *("core", "values", "arrays", "segment", "producer", "calling", "moving"),
     *("executor", "batch", "watchdog", "apart"),
 )
 
@@ -34,6 +35,7 @@ setup(
             "shmbatch.protocol._core",
             [f"shmbatch/protocol/{name}.c" for name in CORE],
             depends=[f"shmbatch/protocol/{name}.h" for name in ("core", "producer", "ring")],
+            include_dirs=[np.get_include()],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit"],
             py_limited_api=LIMITED,

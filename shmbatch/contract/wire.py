@@ -73,7 +73,7 @@ def _native_column(column: Column, offset: int, shared: frozenset[str]) -> tuple
             carrier = Pieces
         allocate = partial(np.empty, dtype=dtype)
         return (kind, offset, nbytes, carrier, text, column.shape, allocate, dtype.itemsize)
-    allocate = partial(np.empty, column.shape, dtype)
     if carrier is memoryview:
+        allocate = partial(np.empty, column.shape, dtype)
         return (kind, offset, nbytes, memoryview, "c", (nbytes,), allocate, dtype.itemsize)
-    return (kind, offset, nbytes, np.ndarray, text, column.shape, allocate, dtype.itemsize)
+    return (kind, offset, nbytes, np.ndarray, text, column.shape, dtype, dtype.itemsize)

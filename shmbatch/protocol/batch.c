@@ -197,36 +197,54 @@ batch_gather_list(const batch *self, Py_ssize_t number)
 
 /* Copy the rows of an array column to the start of pair[0], unless that is None; return
  * pair[1][:count]. */
+/* Copy a column out of the slots, or into them, without the GIL if it is worth it. */
+static void
+batch_copy_freely(const batch *self, Py_ssize_t number, char *rows, bool scatter)
+{
+    if (row_column(&self->rows[0], number)->nbytes * self->count >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        batch_copy(self, number, rows, scatter);
+        Py_END_ALLOW_THREADS
+    } else {
+        batch_copy(self, number, rows, scatter);
+    }
+}
+
+/* Copy the rows of an array column to the start of *room*. */
+static int
+batch_fill(const batch *self, Py_ssize_t number, PyObject *room)
+{
+    const column *of = row_column(&self->rows[0], number);
+    char *memory = array_room(of, room, self->count);
+    if (memory != NULL) {
+        batch_copy_freely(self, number, memory, false);
+        return 0;
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(room, &view, PyBUF_WRITABLE) != 0) {
+        return -1;
+    }
+    Py_ssize_t nbytes = of->nbytes * self->count;
+    bool fits = view.len >= nbytes;
+    if (fits) {
+        batch_copy_freely(self, number, view.buf, false);
+    } else {
+        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", view.len, nbytes);
+    }
+    PyBuffer_Release(&view);
+    return fits ? 0 : -1;
+}
+
 static PyObject *
 batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
 {
-    Py_buffer view;
-    if (PyTuple_GetItem(pair, 0) == Py_None) {
-        return PySequence_GetSlice(PyTuple_GetItem(pair, 1), 0, self->count);
-    }
-    if (PyObject_GetBuffer(PyTuple_GetItem(pair, 0), &view, PyBUF_WRITABLE) != 0) {
+    PyObject *room = PyTuple_GetItem(pair, 0), *rows = PyTuple_GetItem(pair, 1);
+    if (room != Py_None && batch_fill(self, number, room) != 0) {
         return NULL;
     }
-    Py_ssize_t nbytes = row_column(&self->rows[0], number)->nbytes * self->count;
-    Py_ssize_t room = view.len;
-    bool fits = room >= nbytes;
-    if (!fits) {
-        PyErr_Format(PyExc_ValueError, "buffer has %zd bytes, the batch %zd", room, nbytes);
-    } else if (nbytes >= RELEASE_GIL_NBYTES) {
-        Py_BEGIN_ALLOW_THREADS
-        batch_copy(self, number, view.buf, false);
-        Py_END_ALLOW_THREADS
-    } else {
-        batch_copy(self, number, view.buf, false);
-    }
-    PyBuffer_Release(&view);
-    if (!fits) {
-        return NULL;
-    }
-    PyObject *rows = PyTuple_GetItem(pair, 1);
     /* A slice even where it is all of them: what the function does to the object itself, such as
      * requires_grad_(), must not reach the next batch. */
-    return PySequence_GetSlice(rows, 0, self->count);
+    return array_first_rows(row_column(&self->rows[0], number), rows, self->count);
 }
 
 /* The padded shape of *count* rows whose shapes stand in *axes*, with *count* itself in front. */
@@ -420,6 +438,11 @@ static int
 batch_scatter_stack(batch *self, PyObject *stack)
 {
     const column *to = row_column(&self->rows[0], -1);
+    char *memory = array_of_rows(to, stack, self->count);
+    if (memory != NULL) {
+        batch_copy_freely(self, -1, memory, true);
+        return 1;
+    }
     Py_buffer view;
     if ((PyObject *)Py_TYPE(stack) != to->carrier) {
         return 0;
@@ -437,12 +460,8 @@ batch_scatter_stack(batch *self, PyObject *stack)
                    || memcmp(&view.shape[1], to->shape, (size_t)to->ndim * sizeof(Py_ssize_t))
                           == 0);
     }
-    if (fits && nbytes >= RELEASE_GIL_NBYTES) {
-        Py_BEGIN_ALLOW_THREADS
-        batch_copy(self, -1, view.buf, true);
-        Py_END_ALLOW_THREADS
-    } else if (fits) {
-        batch_copy(self, -1, view.buf, true);
+    if (fits) {
+        batch_copy_freely(self, -1, view.buf, true);
     }
     PyBuffer_Release(&view);
     return fits;

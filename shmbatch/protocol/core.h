@@ -2,6 +2,7 @@
  *
  *   core.c       the bell, and the module
  *   values.c     a value of a column, between Python and the bytes of a slot
+ *   arrays.c     a value that is an array of NumPy's
  *   segment.c    a segment as either end sees it: where its words and columns are
  *   producer.c   ProducerRing, the producer's end
  *   calling.c    Verb and Call: a call from its handle and back, without Python
@@ -118,6 +119,7 @@ typedef struct {
     int ndim;
     Py_ssize_t shape[PyBUF_MAX_NDIM]; /* KIND_RAGGED: -n for an axis of 0 to n */
     PyObject *allocate; /* makes the writable buffer into which a value is copied out */
+    PyObject *dtype;    /* borrowed from `allocate`, where that is one: arrays.c makes the array */
 } column;
 
 /* Read (kind, offset, nbytes, carrier, format, shape, allocate, itemsize) and bind it. */
@@ -255,6 +257,21 @@ void ragged_shape(const column *self, const char *at, Py_ssize_t *axes);
 /* Copy such a value of shape *axes* to the start of a block of shape *padded*, zeros behind. */
 void ragged_pad(const column *self, const char *at, const Py_ssize_t *axes,
                 const Py_ssize_t *padded, char *to);
+
+/* ---- NumPy's arrays: arrays.c ------------------------------------------------------------- */
+
+/* -1, with an exception, unless *dtype* is one of NumPy's; before anything else here is used. */
+int array_dtype_check(PyObject *dtype);
+/* The memory of *value* if it is just a row of the column, or a stack of *count* rows; or a
+ * writable stack of at least as many. NULL: it is not, or not of NumPy's; ask the buffer protocol. */
+char *array_of_row(const column *self, PyObject *value);
+char *array_of_rows(const column *self, PyObject *stack, Py_ssize_t count);
+char *array_room(const column *self, PyObject *stack, Py_ssize_t count);
+/* Make an array for one row of a column with a dtype; where its memory is. */
+PyObject *array_new_row(const column *self);
+char *array_memory(PyObject *row);
+/* stack[:count], a view. */
+PyObject *array_first_rows(const column *self, PyObject *stack, Py_ssize_t count);
 
 /* ---- a segment: segment.c ---------------------------------------------------------------- */
 

@@ -92,15 +92,22 @@ column_init(column *self, PyObject *description, const Py_buffer *segment, uint3
         PyErr_SetString(PyExc_ValueError, "column does not fit its kind");
         return -1;
     }
+    bool has_dtype =
+        self->kind == KIND_ARRAY && allocate != Py_None && !PyCallable_Check(allocate);
+    if (has_dtype && array_dtype_check(allocate) != 0) {
+        return -1;
+    }
     self->base = (char *)segment->buf + offset;
     self->carrier = Py_NewRef(carrier);
     self->allocate = Py_NewRef(allocate);
+    self->dtype = has_dtype ? allocate : NULL;
     return 0;
 }
 
 void
 column_clear(column *self)
 {
+    self->dtype = NULL;
     Py_CLEAR(self->carrier);
     Py_CLEAR(self->allocate);
 }
@@ -227,6 +234,11 @@ hold_array(const column *self, PyObject *value, held_value *held)
         return hold_shaped_bytes(self, value, held);
     }
     Py_buffer *view = &held->view;
+    char *memory = self->kind == KIND_ARRAY ? array_of_row(self, value) : NULL;
+    if (memory != NULL) {
+        held->nbytes = self->nbytes;
+        return PyBuffer_FillInfo(view, value, memory, self->nbytes, true, PyBUF_SIMPLE) == 0;
+    }
     if (PyObject_GetBuffer(value, view, PyBUF_ND | PyBUF_FORMAT) != 0) {
         PyErr_Clear(); /* not contiguous, or no buffer of that dtype */
         return 0;
@@ -338,6 +350,29 @@ put_other(const column *self, PyObject *value, char *at)
 
 /* ---- out of a slot ----------------------------------------------------------------------- */
 
+/* Copy into an array that nobody else knows yet. */
+static void
+copy_out(char *to, const char *from, Py_ssize_t nbytes)
+{
+    if (nbytes >= RELEASE_GIL_NBYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(to, from, (size_t)nbytes);
+        Py_END_ALLOW_THREADS
+    } else {
+        memcpy(to, from, (size_t)nbytes);
+    }
+}
+
+static PyObject *
+load_array(const column *self, const char *from)
+{
+    PyObject *array = array_new_row(self);
+    if (array != NULL) {
+        copy_out(array_memory(array), from, self->nbytes);
+    }
+    return array;
+}
+
 /* Copy *nbytes* into what self->allocate(argument) makes; argument is stolen, NULL for none. */
 static PyObject *
 load_allocated(const column *self, PyObject *argument, const char *from, Py_ssize_t nbytes)
@@ -357,12 +392,8 @@ load_allocated(const column *self, PyObject *argument, const char *from, Py_ssiz
     if (view.len != nbytes) {
         PyErr_SetString(PyExc_ValueError, "allocated array has the wrong size");
         Py_CLEAR(array);
-    } else if (nbytes >= RELEASE_GIL_NBYTES) {
-        Py_BEGIN_ALLOW_THREADS
-        memcpy(view.buf, from, (size_t)nbytes);
-        Py_END_ALLOW_THREADS
     } else {
-        memcpy(view.buf, from, (size_t)nbytes);
+        copy_out(view.buf, from, nbytes);
     }
     PyBuffer_Release(&view);
     return array;
@@ -468,7 +499,8 @@ load_other(const column *self, const char *at)
     case KIND_RAGGED:
         return load_ragged(self, at);
     default:
-        return load_allocated(self, NULL, at, self->nbytes);
+        return self->dtype != NULL ? load_array(self, at)
+                                   : load_allocated(self, NULL, at, self->nbytes);
     }
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 
 PROTOCOL = Path(__file__).parents[2] / "shmbatch" / "protocol"
@@ -111,7 +112,7 @@ def compile_core(
     done = subprocess.run(
         [
             *(path_of(compiler), "-std=gnu11", "-shared", "-fPIC", *_LIMITED, *flags),
-            *(f"-I{sysconfig.get_path('include')}", f"-I{PROTOCOL}"),
+            *(f"-I{sysconfig.get_path('include')}", f"-I{np.get_include()}", f"-I{PROTOCOL}"),
             *(*map(str, sources or PROTOCOL.glob("*.c")), "-o", str(core)),
         ],
         capture_output=True,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.native.compiling import PROTOCOL, path_of
@@ -87,7 +88,8 @@ def test_a_free_threaded_interpreter_turns_the_gil_on(tmp_path: Path) -> None:
     include = output(python, "-c", INCLUDE).strip()
     core = tmp_path / "_core.so"
     sources = map(str, sorted(PROTOCOL.glob("*.c")))
-    flags = ("-std=gnu11", "-O2", "-shared", "-fPIC", f"-I{include}", f"-I{PROTOCOL}")
+    includes = (f"-I{include}", f"-I{np.get_include()}", f"-I{PROTOCOL}")
+    flags = ("-std=gnu11", "-O2", "-shared", "-fPIC", *includes)
     output(path_of("gcc"), *flags, *sources, "-o", str(core))
     assert output(python, "-c", IMPORT, str(core)).strip() == "False True ['RuntimeWarning']"
 

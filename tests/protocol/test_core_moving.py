@@ -305,7 +305,9 @@ def test_an_input_that_is_being_written_is_published_in_the_new_segment() -> Non
         value = np.full(4 << 20, number, np.uint8)
         thread = threading.Thread(target=both.producer.submit, args=((value,), 0))
         thread.start()
-        while thread.is_alive():
+        moves = 0
+        while thread.is_alive() and moves < 50:  # moving faster than it copies, it never ends
+            moves += 1
             between = Wire(both.first.signature, 2)
             both.producer.move(between.memory, between.bell_memory, int, GONE, 1)
         thread.join()
