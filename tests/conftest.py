@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import pkgutil
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # user files are imported by their stem
 
+import shmbatch.client
+import shmbatch.contract
 from shmbatch.protocol.transport import TRANSPORTS
 from tests import processes
 from tests.reaching import touches_a_transport
+
+# What producers import when they first need it: tests do so in several threads, and of two that
+# have modules' assertions rewritten, one may fail in CPython 3.11 (python/cpython#106905).
+for package in (shmbatch.client, shmbatch.contract):
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, as it has their
 # children; some tests are about Ctrl-C.

@@ -147,7 +147,8 @@ class Orphans:
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), f"{thread.name} waits for ever"
         self._threads.clear()
-        assert self._wrong == []
+        for error in self._wrong:
+            raise error
         roles.hang_up(self.name)
         if self._left() != self._before:
             gc.collect()  # errors, and the frames that they come from
