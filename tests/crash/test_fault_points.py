@@ -47,9 +47,13 @@ def test_every_point_of_the_core_is_passed_by_what_is_killed(
     with Orphans("orphans") as orphans:
         supervisors.fork("executor", orphans.name, transport)
         assert "ready" in supervisors.line()
-        for way in roles.WAYS:
+        ways = [*roles.WAYS]
+        for way in ways:
             victims.fork("producer", orphans.name, way)
             seen.update(victims.end().seen)
+            # On a busy machine no thread may have come too late for a slot.
+            if way == "full" and len(ways) < 20 and not any("producer_notify" in s for s in seen):
+                ways.append(way)
         orphans.call()
         seen.update(supervisors.end().seen)
         orphans.are_told()
