@@ -88,7 +88,7 @@ class Connection(Attended):
         self.sleepers: list[int] = []  # the ticket of each thread in `sleep`
         super().__init__(address, name, line, welcome, batching, finish)
         self.ring.spin_ns = self.spinning.spin_ns
-        self.ring.learns = self.spinning.learns
+        self.ring.crowd = self.spinning.crowd
 
     def listening(self) -> Listener:
         """Return the listener; made on first use, since it needs asyncio."""

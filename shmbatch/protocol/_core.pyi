@@ -150,9 +150,9 @@ class ProducerRing:
     spin_ns: int  # how long to spin for a result
     park_ns: int  # how long to sleep for one after that, once; 0: Python sleeps, and wakes
     looked_ns: int  # when the executor's life was last looked at; after park_ns they do not sleep
-    learns: (
-        bool  # `parked()` of the connection is to be called after a sleep that brought a result
-    )
+    # `parked()` of the connection is to be called after a sleep that brought a result, if a spin
+    # came before it or fewer producers than this are active; 0: never.
+    crowd: int
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:
         """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
 

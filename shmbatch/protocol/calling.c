@@ -111,12 +111,14 @@ ask(PyObject *object, const char *method)
     return answer == NULL ? -1 : 0;
 }
 
-/* Sleep for a call, as producer_sleep, and have Python learn from it, if it wants to. */
+/* Sleep for a call, as producer_sleep, and have Python learn from it how long to spin next time,
+ * unless it would say what it said before: not at all. */
 static int
 sleep_for(PyObject *connection, producer *ring, uint64_t ticket)
 {
     int done = producer_sleep(ring, ticket);
-    return done == 1 && ring->learns && ask(connection, "parked") != 0 ? -1 : done;
+    bool learns = ring->crowd > 0 && (ring->spin_ns > 0 || producer_active_now(ring) < ring->crowd);
+    return done == 1 && learns && ask(connection, "parked") != 0 ? -1 : done;
 }
 
 /* Take the outcome of a call, spinning for it and then, if it *parks*, sleeping; as producer_take.

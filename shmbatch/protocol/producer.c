@@ -605,8 +605,7 @@ producer_status(producer *self, void *Py_UNUSED(closure))
 static PyObject *
 producer_active(producer *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLong(
-        atomic_load_explicit(&self->ring.words.header->active, memory_order_relaxed));
+    return PyLong_FromUnsignedLong(producer_active_now(self));
 }
 
 static PyMethodDef producer_methods[] = {
@@ -642,7 +641,7 @@ static PyMemberDef producer_members[] = {
     {"moves", T_UINT, offsetof(producer, moves), READONLY, NULL},
     {"dead", T_BOOL, offsetof(producer, dead), 0, NULL},
     {"queueing", T_BOOL, offsetof(producer, queueing), 0, NULL},
-    {"learns", T_BOOL, offsetof(producer, learns), 0, NULL},
+    {"crowd", T_UINT, offsetof(producer, crowd), 0, NULL},
     {"spin_ns", T_LONGLONG, offsetof(producer, spin_ns), 0, NULL},
     {"park_ns", T_LONGLONG, offsetof(producer, park_ns), 0, NULL},
     {"looked_ns", T_ULONGLONG, offsetof(producer, looked_ns), 0, NULL},

@@ -39,7 +39,7 @@ typedef struct {
     uint32_t moves;               /* to another segment, so far */
     char dead;                    /* no call is to be made over it any more: Python says so */
     char queueing;                /* somebody waits for a slot: Python says who is next */
-    char learns;                  /* Python is to hear of each wait that parked */
+    unsigned crowd; /* so many active producers that nobody spins; 0: nobody learns when to */
     long long spin_ns;            /* how long to spin for a result: Python has learnt it */
     long long park_ns;            /* how long to sleep without Python; 0: it sleeps, and wakes */
     unsigned long long looked_ns; /* when Python last looked at the executor's life */
@@ -51,6 +51,13 @@ static inline bool
 producer_forked(const producer *self)
 {
     return *fork_word != self->token;
+}
+
+/* How many producers called lately, as the executor has said. */
+static inline uint32_t
+producer_active_now(const producer *self)
+{
+    return atomic_load_explicit(&self->ring.words.header->active, memory_order_relaxed);
 }
 
 /* Make a slot free, for whoever claims the next one. */

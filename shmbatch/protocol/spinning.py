@@ -46,9 +46,10 @@ class Spinning:
         self.spin_ns = _SPIN_NS if mode == "spin" else self._auto_ns
 
     @property
-    def learns(self) -> bool:
-        """Whether `parked` may change anything."""
-        return self._auto_ns > 0
+    def crowd(self) -> int:
+        """From how many active producers on `parked`, where nobody has spun, changes nothing;
+        0: from none on."""
+        return self._cpus if self._auto_ns else 0
 
     def parked(self, *, won: int, active: int) -> None:
         """Choose how long to spin next, after a wait that parked.

@@ -176,14 +176,21 @@ def answered_asleep(wire: Wire, served: Served) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("learns", [False, True])
-def test_the_core_sleeps_by_itself_where_it_may(learns: bool) -> None:
+@pytest.mark.parametrize(
+    ("crowd", "spin_ns", "active", "learns"),
+    [(0, 0, 0, False), (2, 0, 1, True), (2, 0, 2, False), (2, 1, 2, True)],
+)
+def test_the_core_sleeps_by_itself_where_it_may(
+    crowd: int, spin_ns: int, active: int, learns: bool
+) -> None:
     wire = Wire()
     served = Served(wire)
     connection = Connection(wire)
     wire.producer.park_ns = HOUR_NS
     wire.producer.looked_ns = now_ns()
-    wire.producer.learns = learns
+    wire.producer.crowd = crowd
+    wire.producer.spin_ns = spin_ns
+    served.inbox.tell_active(active)
 
     with answered_asleep(wire, served):
         assert remote(connection)(1, 2) == 7
