@@ -285,22 +285,32 @@ class Loop:
         batcher.observe(waiting, inbox.oldest_ns, at_ns, self._draining, inbox.absent)
         if inbox.attention:
             self._wake(inbox.pop_attention() or ())
-        self._missing = batcher.missing
-        if waiting:
-            if batcher.reason is None:
-                return batcher.due_ns
-        elif function.expects_calls and batcher.wait_ns and not self._draining:
-            function.expects_calls = False  # as in `turn`
-            return at_ns + batcher.wait_ns
-        else:
-            self._missing = 1
-            return NEVER_NS
+        if not waiting:
+            return self._expecting(function, at_ns, batcher.missing)
+        if batcher.reason is None:
+            self._missing = batcher.missing
+            return batcher.due_ns
         launched, wakes = function.serve(at_ns)
         if wakes:
             self._wake(wakes)
         if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
             self._tell_active(at_ns)
-        return IDLE_NS if launched == waiting and not function.is_busy else NOW_NS
+        if launched != waiting or function.is_busy or self._draining:
+            return NOW_NS
+        if batcher.lockstep:
+            return IDLE_NS  # the next turn sees who is absent now
+        # Whoever has called meanwhile rang the bell: nobody is to be found by looking once more.
+        return self._expecting(function, self._clock(), batcher.max_batch_size)
+
+    def _expecting(self, function: ServedFunction, at_ns: int, missing: int) -> int:
+        """Return what `turn` does where no call waits, and so many more make a batch due."""
+        wait_ns = function.batcher.wait_ns
+        if function.expects_calls and wait_ns and not self._draining:
+            function.expects_calls = False  # as in `turn`
+            self._missing = missing
+            return at_ns + wait_ns
+        self._missing = 1
+        return NEVER_NS
 
     def _leaves(self, function: ServedFunction) -> bool:
         """Leave a function's oldest flight under way, if something else may come meanwhile.

@@ -40,7 +40,8 @@ class Poller:
         self.bell = transport.bell
         self.active = 0  # producers that called lately; the loop keeps it up to date
         self._is_spoilt = False  # the socket must not be read
-        self._transport = transport
+        self._park = transport.park
+        self._wake = transport.wake
         self._spinning = Spinning(mode, _SPIN_NS)
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
@@ -62,14 +63,14 @@ class Poller:
         Args:
             calls: sleep on while fewer calls than this have been published.
         """
-        timeout_ns = min(SLICE_NS, until_ns - now_ns())
-        if timeout_ns > 0 and self.bell.arm(seen, PARKED, calls):
-            try:
-                self._transport.park(seen | PARKED, timeout_ns)
-            finally:
-                self.bell.disarm()
-            self._spinning.parked(won=self.bell.spins_won, active=self.active)
-        return self.bell.look()
+        timeout_ns = until_ns - now_ns()
+        if timeout_ns <= 0:
+            return self.bell.look()
+        word = self._park(seen, timeout_ns if timeout_ns < SLICE_NS else SLICE_NS, calls)
+        spinning = self._spinning
+        if spinning.spin_ns or self.active < spinning.crowd:
+            spinning.parked(won=self.bell.spins_won, active=self.active)
+        return word
 
     def wait_in_loop(
         self, loop: asyncio.AbstractEventLoop, seen: int, until_ns: int, calls: int
@@ -94,7 +95,7 @@ class Poller:
         """End the wait in progress, or the next one."""
         sleeping = self.bell.ring()
         if sleeping & PARKED:
-            self._transport.wake()
+            self._wake()
         if sleeping & POLLING:
             try:
                 self.producers_end.send(b"!", socket.MSG_DONTWAIT)

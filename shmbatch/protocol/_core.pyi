@@ -100,8 +100,11 @@ class Bell:
         """
     def disarm(self) -> None:
         """Take the announcement back. Only the executor calls this."""
-    def park(self, armed: int, timeout_ns: int, /) -> None:
-        """Sleep on the futex while the word is *armed*. May return early. No GIL."""
+    def park(self, seen: int, timeout_ns: int, calls: int, /) -> int:
+        """Arm with PARKED, sleep on the futex, disarm; return what the word then reads.
+
+        Does not sleep if the bell rang since *seen*, or no time is left; may return early. No GIL.
+        """
     def wake(self) -> None:
         """Wake the executor out of `park`. One system call."""
 

@@ -193,19 +193,30 @@ bell_disarm(bell *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-/* park(armed, timeout_ns): sleep on the futex while the bell reads *armed*. */
+/* park(seen, timeout_ns, calls) -> int: sleep on the futex while the bell reads *seen* and fewer
+ * than *calls* have rung, announced by PARKED in it; then return what it reads. */
 static PyObject *
 bell_park(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 2) != 0) {
+    if (arguments(nargs, 3) != 0) {
         return NULL;
     }
-    unsigned long armed = PyLong_AsUnsignedLong(args[0]);
+    unsigned long seen = PyLong_AsUnsignedLong(args[0]);
     long long timeout_ns = PyLong_AsLongLong(args[1]);
-    if (PyErr_Occurred() || futex_wait(&self->shared->word, (uint32_t)armed, timeout_ns) != 0) {
+    unsigned long calls = PyLong_AsUnsignedLong(args[2]);
+    if (PyErr_Occurred()) {
         return NULL;
     }
-    Py_RETURN_NONE;
+    if (timeout_ns > 0
+        && ring_bell_arm(self->shared, (uint32_t)seen, RING_BELL_PARKED, (uint32_t)calls)) {
+        uint32_t armed = (uint32_t)seen | RING_BELL_PARKED;
+        int slept = futex_wait(&self->shared->word, armed, timeout_ns);
+        ring_bell_disarm(self->shared);
+        if (slept != 0) {
+            return NULL;
+        }
+    }
+    return PyLong_FromUnsignedLong(ring_bell_look(self->shared));
 }
 
 static PyObject *

@@ -36,7 +36,7 @@ import posix_ipc
 
 from ..errors import ConfigError, HandshakeError
 from . import layout, leftovers
-from ._core import TICKET_SLOT_MASK, WAITER, Bell, ExecutorRing, ProducerRing
+from ._core import PARKED, TICKET_SLOT_MASK, WAITER, Bell, ExecutorRing, ProducerRing
 from .memory import check_memory
 from .transport import Offer, map_shared
 
@@ -216,11 +216,16 @@ class PosixExecutor:
         assert self._semaphore is not None
         return PosixSegment(nbytes, capacity, self._bell_fd, self._semaphore.name)
 
-    def park(self, armed: int, timeout_ns: int) -> None:
-        semaphore = self._semaphore
-        if semaphore is not None and timeout_ns > 0 and _sleep(semaphore, timeout_ns):
-            # Nobody else sleeps here: what is left was meant for sleeps that are over.
-            _take(semaphore, min(semaphore.value, _STRAY_MAX))
+    def park(self, seen: int, timeout_ns: int, calls: int) -> int:
+        bell, semaphore = self.bell, self._semaphore
+        if semaphore is not None and timeout_ns > 0 and bell.arm(seen, PARKED, calls):
+            try:
+                if _sleep(semaphore, timeout_ns):
+                    # Nobody else sleeps here: what is left was meant for sleeps that are over.
+                    _take(semaphore, min(semaphore.value, _STRAY_MAX))
+            finally:
+                bell.disarm()
+        return bell.look()
 
     def wake(self) -> None:
         if self._semaphore is not None:

@@ -74,8 +74,9 @@ class ExecutorTransport(Protocol):
             OSError: no memory for it (ENOMEM, ENOSPC) or no descriptor (EMFILE).
         """
 
-    def park(self, armed: int, timeout_ns: int) -> None:
-        """Sleep until the bell rings, at most *timeout_ns*; may return early."""
+    def park(self, seen: int, timeout_ns: int, calls: int) -> int:
+        """Sleep while the bell reads *seen*, until so many *calls* have rung it, at most
+        *timeout_ns*; return what it reads. May return early."""
 
     def wake(self) -> None:
         """Wake the executor out of `park`, from another of its threads."""

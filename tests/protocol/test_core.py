@@ -786,14 +786,13 @@ def test_a_park_on_a_word_that_has_changed_returns_at_once() -> None:
     ticket = wire.submit(1, 1)
     joined = wire.producer.join_completions(THREAD)
     seen = wire.bell.look()
-    assert wire.bell.arm(seen, PARKED, 1)
     wire.bell.ring()
     served.take()
     served.answer(2)
 
     assert wire.producer.park_slot(ticket, LONG_NS)
     wire.producer.park_completions(joined, LONG_NS)
-    wire.bell.park(seen | PARKED, LONG_NS)
+    assert wire.bell.park(seen, LONG_NS, 1) == wire.bell.look() != seen
 
 
 @pytest.mark.parametrize("timeout_ns", [0, -1, -(2**63), 1])
@@ -803,7 +802,8 @@ def test_a_park_ends_with_its_time(timeout_ns: int) -> None:
 
     assert not wire.producer.park_slot(ticket, timeout_ns)
     wire.producer.park_completions(wire.producer.join_completions(THREAD), timeout_ns)
-    wire.bell.park(wire.bell.look(), timeout_ns)
+    seen = wire.bell.look()
+    assert wire.bell.park(seen, timeout_ns, 1) == seen == wire.bell.look()
 
 
 def test_a_park_lets_other_threads_run_and_is_woken_by_the_other_end() -> None:
@@ -1546,7 +1546,7 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
         lambda: wire.producer.park_slot(ticket, "0"),  # type: ignore[arg-type]
         lambda: wire.bell.spin("0", 0, 0),  # type: ignore[arg-type]
         lambda: wire.bell.arm(0, None, 1),  # type: ignore[arg-type]
-        lambda: wire.bell.park(None, 0),  # type: ignore[arg-type]
+        lambda: wire.bell.park(None, 0, 1),  # type: ignore[arg-type]
         lambda: served.inbox.attach(wire.producer, 0),  # type: ignore[arg-type]
         lambda: served.inbox.drain("0"),  # type: ignore[arg-type]
         lambda: served.inbox.count_active(None),  # type: ignore[arg-type]

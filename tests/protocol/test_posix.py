@@ -335,7 +335,7 @@ def test_counts_left_over_at_the_bell_cost_one_look() -> None:
     for _ in range(500):
         transport.wake()
     assert semaphore.value == 500
-    transport.park(0, HOUR_NS)
+    transport.park(transport.bell.look(), HOUR_NS, 1)
     assert semaphore.value == 0
     transport.close()
 
@@ -452,7 +452,7 @@ def test_semaphores_that_a_producer_has_filled_up_hurt_nobody(pair: Pair) -> Non
     pair.segment.wake(pair.executor_ring, 255, list(range(CAPACITY)))
     pair.producer.wake_executor()
     pair.transport.wake()
-    pair.transport.park(0, HOUR_NS)  # comes back, and takes only so many away
+    pair.transport.park(pair.transport.bell.look(), HOUR_NS, 1)  # comes back, and takes only so many away
     assert SEM_VALUE_MAX > bell.value > SEM_VALUE_MAX - 2000
     ticket = pair.submit()
     assert not pair.producer.park_slot(pair.ring, ticket, HOUR_NS)

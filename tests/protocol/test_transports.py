@@ -163,13 +163,11 @@ def test_the_executor_asleep_on_the_bell_is_woken_by_a_call(name: str) -> None:
         executor.attach()
         bell = executor.transport.bell
         seen = bell.look()
-        assert bell.arm(seen, PARKED, 1)
         pid, thread = os.getpid(), threading.get_native_id()
         executor.tell("submit_to_a_sleeper", x=40, y=2, pid=pid, thread=thread)
 
-        while bell.look() == seen | PARKED:
-            executor.transport.park(seen | PARKED, HOUR_NS)
-        bell.disarm()
+        while executor.transport.park(seen, HOUR_NS, 1) == seen:
+            pass
 
         ticket = executor.hear()
         assert executor.take() == 1
@@ -181,7 +179,6 @@ def test_the_executor_asleep_on_the_bell_is_woken_by_its_own_thread(name: str) -
     transport = executor_transport(name)
     bell = transport.bell
     seen = bell.look()
-    assert bell.arm(seen, PARKED, 1)
     sleeper = threading.get_native_id()
 
     def wake() -> None:
@@ -192,8 +189,8 @@ def test_the_executor_asleep_on_the_bell_is_woken_by_its_own_thread(name: str) -
 
     thread = threading.Thread(target=wake)
     thread.start()
-    while bell.look() == seen | PARKED:
-        transport.park(seen | PARKED, HOUR_NS)
+    while transport.park(seen, HOUR_NS, 1) == seen:
+        pass
     thread.join()
     transport.close()
 
@@ -204,9 +201,9 @@ def test_a_park_that_nobody_ends_comes_back_by_itself(name: str) -> None:
         ticket = executor.ask("submit", x=40, y=2)
         assert executor.ask("park_briefly", ticket=ticket)
         bell = executor.transport.bell
-        assert bell.arm(bell.look(), PARKED, 1)
+        seen = bell.look()
         for timeout_ns in (1000, 0, -1):
-            executor.transport.park(bell.look(), timeout_ns)
+            assert executor.transport.park(seen, timeout_ns, 1) == seen
 
 
 def test_a_wake_that_nobody_needed_costs_one_look(name: str) -> None:
