@@ -13,6 +13,7 @@ from ..client.function import Function
 from ..contract.definition import Definition
 from ..contract.device import device_name
 from ..contract.gpu import check_graphs
+from ..contract.lending import check_read_only
 from ..contract.signature import signature_of, source_file
 from ..errors import ConfigError
 from ..protocol.names import Address, check_name
@@ -88,6 +89,7 @@ class App:
             self._refuse_taken(name)
             definition = batched.definition(name, signature)
             check_graphs(definition, str(address))
+            check_read_only(definition, str(address))
             self.definitions[name] = definition
             return Function(
                 address,

@@ -15,6 +15,7 @@ from ..client.function import Function
 from ..contract.batching import BatchParameters
 from ..contract.definition import Definition, Hook, InstanceDefinition
 from ..contract.gpu import check_graphs
+from ..contract.lending import check_read_only
 from ..contract.signature import Signature, signature_of, source_file
 from ..errors import ConfigError
 from ..protocol.names import MOST_SHOWN, Address, check_name
@@ -132,6 +133,7 @@ class Class:
         if isinstance(member, Batched):
             definition = member.definition(whole_name, signature, instance)
             check_graphs(definition, f"{self.app.name}.{whole_name}")
+            check_read_only(definition, f"{self.app.name}.{whole_name}")
             return definition
         assert isinstance(member, Method)
         function = member.function

@@ -11,6 +11,7 @@ from ..contract.batching import BatchParameters, batch_parameters, slot_capacity
 from ..contract.definition import Definition, DirectDma, InstanceDefinition
 from ..contract.failing import FailureOptions, failure_options
 from ..contract.gpu import direct_dma_mode, graphs_wanted
+from ..contract.lending import read_only_promised
 from ..contract.options import DEFAULT_MAX_BYTES, ValueOptions, value_options
 from ..contract.signature import Signature
 from ..contract.sizes import allowed_sizes
@@ -30,6 +31,7 @@ class Batched(Member):
     cuda_graphs: bool = False
     direct_dma: DirectDma = "auto"
     failing: FailureOptions = field(default_factory=FailureOptions)
+    read_only: bool = False
 
     def definition(
         self, name: str, signature: Signature, instance: InstanceDefinition | None = None
@@ -47,6 +49,7 @@ class Batched(Member):
             self.direct_dma,
             instance,
             self.failing,
+            self.read_only,
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,6 +78,7 @@ def batched(
     idempotent: bool = False,
     on_error: str = "raise",
     execution_timeout: float | None = None,
+    read_only: bool = False,
 ) -> Callable[[Callable[..., Any]], Batched]:
     """Make a function on lists run on batches of single calls.
 
@@ -118,6 +122,12 @@ def batched(
         execution_timeout: most seconds that one execution of a batch may take, up to 86400.
             Beyond that the executor ends, callers get `ExecutorGone`, and where it is supervised
             another one takes its place. None: no limit.
+        read_only: the function promises to leave its inputs as they are. Stacked arrays then come
+            read-only; and on the CPU, where the calls of a batch stand next to each other in one
+            producer's slots, stacks of arrays or tensors of fixed shape are views of these slots
+            and nothing is copied, unless *batch_sizes* or ``ragged="pad"`` have it pad, or the
+            producer is another user's. A tensor cannot be read-only: a function that writes to
+            one all the same has changed what is executed again.
 
     Raises:
         ConfigError: a value is missing or out of bounds, contradicts another, or what is
@@ -140,6 +150,7 @@ def batched(
     graphs = graphs_wanted(cuda_graphs, sizes)
     direct = direct_dma_mode(direct_dma)
     failing = failure_options(idempotent, on_error, execution_timeout)
+    reads = read_only_promised(read_only)
 
     def decorate(function: Callable[..., Any]) -> Batched:
         if inspect.isclass(function):
@@ -149,7 +160,8 @@ def batched(
         if not inspect.isfunction(function):
             raise ConfigError(f"@batched decorates {function!r}; it must be a function")
         return Batched(
-            function, parameters, slots, lockstep, values, sizes, graphs, direct, failing
+            *(function, parameters, slots, lockstep, values),
+            *(sizes, graphs, direct, failing, reads),
         )
 
     return decorate

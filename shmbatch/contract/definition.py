@@ -40,6 +40,7 @@ class Definition:
     direct_dma: DirectDma = "auto"  # whether inputs go from slots to the GPU without staging
     instance: InstanceDefinition | None = None  # whose method it is: `function` takes self first
     failing: FailureOptions = field(default_factory=FailureOptions)
+    read_only: bool = False  # it leaves its inputs as they are
 
     @property
     def idempotent(self) -> bool:

@@ -320,7 +320,7 @@ class Control:
             raise ProtocolError(f"a message of kind {kind[:40]!r} makes no sense here")
 
     def _check_command(self, connection: Connection, kind: str) -> None:
-        if not connection.may_command:
+        if not connection.is_own:
             raise HandshakeError(
                 f"a {kind} of the executor of {self._app!r} is for uid {os.geteuid()} to ask for"
             )
@@ -379,6 +379,8 @@ class Control:
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
         connection.function, connection.segment = function, segment
         connection.registration = function.register(connection.ring, segment.memory)
+        if connection.is_own:
+            function.lend(connection.ring, segment.memory)
         connection.retire = self._request
         connection.closed = self._room.left
         self._room.taken(connection, segment.memory, function.layout.nbytes)

@@ -95,6 +95,7 @@ class Executing:
             device,
             sizes=sizes,
             direct=direct,
+            read_only=definition.read_only,
             address=address,
             module=module,
             record_nbytes=record_nbytes,

@@ -19,6 +19,7 @@ from ..protocol.snapshot import FunctionCounts
 from .dying import DeviceLost
 from .executing import Executing
 from .room import PRODUCER_NBYTES, check_segment
+from .staging import lending
 from .staging.devices import Device
 from .turns import Turns
 
@@ -202,6 +203,14 @@ class ServedFunction(Executing):
         None if it is not to, or cannot. For the control thread, before the ring is attached.
         """
         return None if self._direct is None else self._direct.register(ring, memory)
+
+    def lend(self, ring: ExecutorRing, memory: mmap.mmap) -> None:
+        """Have the function see a producer's slots where its batches can be, if it is read-only.
+
+        Only for a producer of this process's user. Before the ring is attached.
+        """
+        if self._staging.lends:
+            lending.lend(ring, memory, self.definition.signature, self.layout)
 
     def warm_up(self) -> None:
         """Run the function once for each allowed size, on zeros, and capture its graphs.

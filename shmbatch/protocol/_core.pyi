@@ -311,6 +311,15 @@ class ExecutorRing:
         /,
     ) -> ExecutorRing: ...
     def set_status(self, status: int, /) -> None: ...
+    def lend(self, stacks: tuple[Any, ...], /) -> None:
+        """Have batches that are one run of this ring get slices of *stacks*, and no copy.
+
+        One for each parameter: all slots of a column of arrays of one shape, or None, which is
+        gathered. Before the ring is attached.
+
+        Raises:
+            ValueError: they are not that.
+        """
     def wake(self, threads: int, slots: list[int], /) -> None:
         """Wake the sleepers on these slots' futexes and, if there are *threads*, on the
         connection's. One system call each."""
@@ -348,7 +357,8 @@ class Batch:
 
         That is a list of values where *buffers* has None. For a column of arrays of one shape it
         has a pair: the rows are copied to the start of the first, unless that is None, and the
-        item is the second up to as many; neighbouring slots are one copy. For arrays of varying
+        item is the second up to as many; neighbouring slots are one copy. Of a column that is
+        lent nothing is copied where all rows are neighbours. For arrays of varying
         shape it may have a pair (room, lengths): the rows are written to the start of the first,
         padded with zeros to the longest of them, their lengths along each axis that varies as
         int64 to the second, and the item is the shape of the whole.

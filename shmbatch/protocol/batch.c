@@ -343,11 +343,20 @@ batch_gather_padded(const batch *self, Py_ssize_t number, PyObject *pair)
     return shape;
 }
 
+/* What lends the batch its slots: the tuple of its ring, if all rows are one run of that. */
+static PyObject *
+batch_lender(const batch *self)
+{
+    PyObject *lent = self->rows[0].ring->lent;
+    return lent != NULL && batch_run(self, 0) == self->count ? lent : NULL;
+}
+
 /* gather(buffers) -> list: the inputs of all rows, one item a column. *buffers* has for each
  *   None           a list of the values (any kind but KIND_ARRAY)
  *   (room, rows)   KIND_ARRAY: rows[:count], after the values were copied to the start of room;
  *                  (None, rows): without that
- *   (room, lengths)  KIND_RAGGED: see batch_gather_padded */
+ *   (room, lengths)  KIND_RAGGED: see batch_gather_padded
+ * Of a KIND_ARRAY column that is lent nothing is copied: the item is a slice of the slots. */
 static PyObject *
 batch_gather(batch *self, PyObject *buffers)
 {
@@ -359,12 +368,17 @@ batch_gather(batch *self, PyObject *buffers)
         PyErr_SetString(PyExc_ValueError, "expected a list with a pair, or None, a column");
         return NULL;
     }
+    PyObject *lent = batch_lender(self);
     PyObject *inputs = PyList_New(shared->column_count);
     for (Py_ssize_t number = 0; inputs != NULL && number < shared->column_count; number++) {
         PyObject *pair = PyList_GetItem(buffers, number);
+        PyObject *slots = lent == NULL ? Py_None : PyTuple_GetItem(lent, number);
         int kind = shared->columns[number].kind;
         PyObject *input = NULL;
-        if (pair == Py_None && kind != KIND_ARRAY) {
+        if (slots != Py_None) {
+            Py_ssize_t first = self->rows[0].index;
+            input = PySequence_GetSlice(slots, first, first + self->count);
+        } else if (pair == Py_None && kind != KIND_ARRAY) {
             input = batch_gather_list(self, number);
         } else if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2
                    || (kind != KIND_ARRAY && kind != KIND_RAGGED)) {

@@ -304,6 +304,8 @@ typedef struct {
     PyObject_HEAD
     ends shared;
     ring_executor ring;
+    PyObject *lent;     /* a tuple: of each parameter, what gives slices of all slots, or None;
+                           NULL: every batch is gathered */
     uint64_t active_ns; /* when the last new call was found */
     uint32_t running;   /* calls taken and not completed */
     uint32_t peak;      /* most calls outstanding (waiting or running) when a batch was taken */

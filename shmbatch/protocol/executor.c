@@ -8,6 +8,7 @@ PyTypeObject *executor_type;
 static void
 executor_dealloc(executor *self)
 {
+    Py_XDECREF(self->lent);
     ends_clear(&self->shared);
     PyMem_Free(self->ring.waiting);
     PyMem_Free(self->ring.known);
@@ -86,8 +87,37 @@ executor_wake(executor *self, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
+/* lend(stacks): a batch that is one run of this ring gets slices of *stacks*, a tuple with one, of
+ * all slots, or None for each parameter. Before the ring is attached to an Inbox. */
+static PyObject *
+executor_lend(executor *self, PyObject *stacks)
+{
+    if (!PyTuple_Check(stacks) || PyTuple_Size(stacks) != self->shared.column_count) {
+        PyErr_SetString(PyExc_ValueError, "expected a tuple with a stack, or None, a parameter");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < self->shared.column_count; i++) {
+        PyObject *stack = PyTuple_GetItem(stacks, i);
+        Py_ssize_t slots = stack == Py_None ? -1 : PySequence_Size(stack);
+        if (slots < 0 && PyErr_Occurred()) {
+            return NULL;
+        }
+        if (stack != Py_None
+            && (self->shared.columns[i].kind != KIND_ARRAY
+                || slots != (Py_ssize_t)self->ring.words.capacity)) {
+            PyErr_SetString(PyExc_ValueError, "only arrays are lent, of all slots");
+            return NULL;
+        }
+    }
+    PyObject *before = self->lent;
+    self->lent = Py_NewRef(stacks);
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef executor_methods[] = {
     {"set_status", (PyCFunction)executor_set_status, METH_O, NULL},
+    {"lend", (PyCFunction)executor_lend, METH_O, NULL},
     {"wake", (PyCFunction)(void (*)(void))executor_wake, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -36,6 +36,7 @@ class Attachment:
         shared = ring_arguments(self._memory, signature, where)
         finish = finisher(signature.result, "native", served.address)
         self.ring = ExecutorRing(*(*shared, layout.LAYOUT_VERSION))
+        served.lend(self.ring, self._memory)
         self.producer = ProducerRing(*(*shared, poller.memory, poller.woken, finish))
 
     @property

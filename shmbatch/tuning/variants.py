@@ -76,6 +76,15 @@ def other_options(definition: Definition) -> Iterator[str]:
         yield "cuda_graphs=True"
     if definition.direct_dma != "auto":
         yield f"direct_dma={definition.direct_dma}"
+    failing = definition.failing
+    if failing.on_error != "raise":
+        yield f"on_error={failing.on_error!r}"
+    elif failing.idempotent:
+        yield "idempotent=True"
+    if failing.execution_timeout_ns is not None:
+        yield f"execution_timeout={failing.execution_timeout_ns / 1e9:g}"
+    if definition.read_only:
+        yield "read_only=True"
 
 
 def _max_lengths(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:

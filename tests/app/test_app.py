@@ -240,6 +240,33 @@ def test_a_function_that_no_graph_can_capture_is_refused_by_its_full_name(
     assert app.definitions == {}, "what was refused is not served"
 
 
+def test_a_promise_to_leave_stacks_alone_needs_a_stack(app: shmbatch.App) -> None:
+    reads = shmbatch.batched(max_batch_size=8, wait_ms=1, read_only=True)
+
+    def keeps(xs: Float32[np.ndarray, "batch 3"], ys: list[str]) -> list[int]: ...
+    def keeps_tensors(xs: Float32[Tensor, "batch 3"]) -> list[int]: ...
+    def lists(xs: list[int], ys: list[np.ndarray]) -> list[int]: ...
+
+    for function in (keeps, keeps_tensors):
+        app.function()(reads(function))
+        assert app.definitions[function.__name__].read_only
+        assert not batched(function).definition("f", app.definitions["keeps"].signature).read_only
+    message = (
+        "read_only=True means nothing for {}, none of whose parameters is a stack, as of "
+        'Float32[np.ndarray, "batch 16"]; annotate one so, or drop read_only'
+    )
+    with pytest.raises(ConfigError) as caught:
+        app.function()(reads(lists))
+    assert str(caught.value) == message.format("sums.lists")
+
+    class Lists:
+        same = reads(lists)
+
+    with pytest.raises(ConfigError) as caught:
+        app.cls()(Lists)
+    assert str(caught.value) == message.format("sums.Lists.same")
+
+
 def test_functions_of_an_interactive_session_are_refused(tmp_path: Path) -> None:
     session = """
 import shmbatch

@@ -127,6 +127,14 @@ def test_what_is_said_of_values_is_checked_at_once(said: dict[str, Any]) -> None
         shmbatch.batched(max_batch_size=2, wait_ms=0, **said)
 
 
+@pytest.mark.parametrize("read_only", [None, 1, "yes"])
+def test_read_only_is_true_or_false(read_only: object) -> None:
+    shown = "NoneType" if read_only is None else repr(read_only)
+    assert refusal(max_batch_size=1, wait_ms=0, read_only=read_only) == (
+        f"read_only is {shown}; use True or False"
+    )
+
+
 # ---- what becomes of executions that fail ----
 
 

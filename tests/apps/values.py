@@ -9,6 +9,7 @@ import datetime
 import decimal
 import functools
 import uuid
+from pathlib import Path
 
 import numpy as np
 import shapes
@@ -66,6 +67,58 @@ def empties(xs: Float32[np.ndarray, "batch 0 3"]) -> Float32[np.ndarray, "batch 
 @shmbatch.batched(max_batch_size=4, wait_ms=0)
 def points(xs: Int64[np.ndarray, "batch"], ys: list[int]) -> Int64[np.ndarray, "batch"]:
     return xs + np.array(ys)
+
+
+# ---- functions that leave their inputs as they are --------------------------------------------
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, read_only=True)
+def reads(xs: Float32[np.ndarray, "batch 2 3"]) -> Float32[np.ndarray, "batch 2 3"]:
+    return xs
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, read_only=True)
+def reads_tensors(xs: BFloat16[Tensor, "batch 4"]) -> BFloat16[Tensor, "batch 4"]:
+    return xs
+
+
+KEPT = []
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, read_only=True)
+def keeps(xs: Float32[np.ndarray, "batch 1000"], ys: Float32[Tensor, "batch 1000"]) -> list[str]:
+    """Keep the inputs; say in which mapping they stand."""
+    KEPT.append((xs, ys))
+    return [_mapping(xs.ctypes.data) + " " + _mapping(ys.data_ptr())] * len(xs)
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0)
+def lets_go(xs: list[int]) -> list[list[float]]:
+    """Give back what the kept inputs add up to now, and keep them no more."""
+    sums = [float(sum(each.sum() for each in column)) for column in zip(*KEPT, strict=True)]
+    KEPT.clear()
+    return [sums for _ in xs]
+
+
+def _mapping(address: int) -> str:
+    """Say whether the mapping at an address is shared with other processes."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        where, flags, *_ = line.split()
+        first, last = (int(end, 16) for end in where.split("-"))
+        if first <= address < last:
+            return "shared" if flags.endswith("s") else "private"
+    return "none"
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, read_only=True)
+def writes(xs: Float32[np.ndarray, "batch 3"]) -> Float32[np.ndarray, "batch 3"]:
+    xs[:] = 0
+    return xs
 
 
 # ---- values without one size ------------------------------------------------------------------

@@ -24,7 +24,7 @@ from shmbatch import errors
 from shmbatch.client.limits import UNLIMITED
 from shmbatch.contract.pieces import Pieces
 from tests import processes
-from tests.processes import Served
+from tests.processes import Program, Served
 
 fewer = settings(
     max_examples=12,
@@ -152,6 +152,8 @@ EVERY: dict[str, tuple[st.SearchStrategy[Any], Same]] = {
     "tensors": (tensors_of(torch.float64, 2, 3), same_tensors),
     "halves": (tensors_of(torch.bfloat16, 4), same_tensors),
     "empties": (arrays_of("float32", 0, 3), same_arrays),
+    "reads": (arrays_of("float32", 2, 3), same_arrays),
+    "reads_tensors": (tensors_of(torch.bfloat16, 4), same_tensors),
     "texts": (st.text(max_size=250), equal),
     "blobs": (st.binary(max_size=1000), equal),
     "any_arrays": (any_arrays, same_arrays),
@@ -244,6 +246,41 @@ def test_arrays_that_come_back_belong_to_their_caller(values: Served) -> None:
         first[:] = 9
         assert first.flags.writeable
         assert second.tolist() == array.tolist() == [[1, 1]] * 3
+
+
+KEEPER = """
+import os, sys, numpy as np, shmbatch
+keeps = shmbatch.connect("values.keeps", arrays="numpy")
+row = np.ones(1000, np.float32)
+calls = [keeps.spawn(x * row, 10 * x * row) for x in (1, 2)]
+print([call.get(30) for call in calls], flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_inputs_that_a_function_has_kept_are_there_when_their_producer_is_gone(
+    values: Served,
+) -> None:
+    lets_go = values.connect("lets_go")
+    assert lets_go.remote(0) == []
+    nbytes = shmbatch.statistics("values")["admission"]["nbytes"]
+
+    with Program(KEEPER) as keeper:
+        assert keeper.line() == str(["shared shared"] * 2)
+        keeper.wait()
+    processes.wait_until(lambda: values.statistics("keeps")["producers"] == 0, "it is gone")
+
+    assert shmbatch.statistics("values")["admission"]["nbytes"] > nbytes, "it is still mapped"
+    assert lets_go.remote(0) == [3000, 30000]
+    assert shmbatch.statistics("values")["admission"]["nbytes"] == nbytes
+    assert values.connect("keeps").remote(np.ones(1000, "f4"), torch.ones(1000)) == "shared shared"
+    lets_go.remote(0)
+
+
+def test_whoever_breaks_a_promise_fails_its_callers(values: Served) -> None:
+    with pytest.raises(ValueError, match="assignment destination is read-only") as caught:
+        values.connect("writes").remote(np.ones(3, np.float32))
+    assert "xs[:] = 0" in caught.value.__notes__[0]
 
 
 def test_tensors_of_variable_length_come_as_arrays_where_those_are_asked_for(

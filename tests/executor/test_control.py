@@ -29,7 +29,8 @@ from shmbatch.executor import control as executor_control
 from shmbatch.executor.connection import Connection
 from shmbatch.executor.control import Control
 from shmbatch.protocol import PROTOCOL_VERSION, control, layout, snapshot
-from shmbatch.protocol._core import DRAINING, EXPELLED, PARKED, REPLACED, Bell
+from shmbatch.protocol._core import DRAINING, EXPELLED, PARKED, REPLACED, Bell, ExecutorRing
+from shmbatch.protocol.access import Access
 from shmbatch.protocol.transport import producer_transport
 from tests import processes, rings
 from tests.executor.talking import NAME, SLOTS, Executor, Raw, attach, serving, shut
@@ -87,6 +88,22 @@ def test_a_producer_of_another_user_is_refused(
     assert f"--allow-uid {os.geteuid() + 1}" in reply["message"]
     assert f"refused a producer of uid {os.geteuid() + 1}, process {os.getpid()}" in caplog.text
     executor.serves()
+
+
+def test_slots_are_lent_for_producers_of_the_same_user_only(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somebody = control.Credentials(os.getpid(), os.geteuid() + 1, os.getegid())
+    monkeypatch.setattr(executor.control._entrance, "_access", Access(frozenset({somebody.uid})))
+    lent: list[ExecutorRing] = []
+    monkeypatch.setattr(executor.function, "lend", lambda ring, memory: lent.append(ring))
+    for credentials, expected in ((control.peer_credentials, 1), (lambda sock: somebody, 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(executor_control.control, "peer_credentials", credentials)
+            with Raw() as producer:
+                shut(producer.attach()[1])
+        assert len(lent) == expected
+    lent.clear()  # they keep memory
 
 
 def test_a_producer_that_cannot_be_watched_is_refused(

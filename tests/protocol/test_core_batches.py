@@ -279,6 +279,42 @@ def test_a_column_without_room_is_left_where_it_is() -> None:
     assert others[:, 0].tolist() == [0, 10, 20]
 
 
+def test_one_run_of_a_ring_that_lends_its_slots_is_a_slice_of_them() -> None:
+    column = array("int32", 2)
+    wires = [Wire(signature(column, "int", result=column), capacity=8) for _ in range(2)]
+    served = Served(*wires)
+    lent, room = np.zeros((8, 2), "int32"), np.zeros((16, 2), "int32")
+    wires[0].executor.lend((lent, None))
+    lent[:, 0] = range(8)  # not what stands in the slots, and so told apart
+
+    def rows(*producers: int) -> list[int]:
+        for number in producers:
+            wires[number].submit(np.full(2, 100 * (number + 1), "int32"), number)
+        served.take()
+        stack, numbers = served.batch.gather([(room, room), None])
+        assert sorted(numbers) == sorted(producers)
+        assert served.batch.scatter(np.zeros((len(producers), 2), "int32"))
+        served.batch.complete()
+        return stack[:, 0].tolist()  # type: ignore[no-any-return]
+
+    assert rows(0, 0, 0) == [0, 1, 2]
+    assert rows(0) == [3]
+    assert rows(1, 1) == [200, 200]
+    assert sorted(rows(1, 0)) == [100, 200]
+    assert rows(0, 0) == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "stacks", [None, (), (None,), (None, None, None), (np.zeros(7), None), (None, np.zeros(8))]
+)
+def test_only_arrays_are_lent_and_of_all_slots(stacks: Any) -> None:
+    wire = Wire(signature(array("int32", 2), "int"), capacity=8)
+    with pytest.raises(ValueError, match=r"^(expected a tuple|only arrays are lent)"):
+        wire.executor.lend(stacks)
+    with pytest.raises(TypeError):
+        wire.executor.lend((0, None))
+
+
 @pytest.mark.parametrize(
     ("row", "record"), [(-1, b""), (1, b""), (2**70, b""), ("0", b""), (0, "no bytes"), (0, None)]
 )

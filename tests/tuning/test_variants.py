@@ -44,6 +44,8 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (sums, {"max_lengths": {"seq": 9}}),
     (sums, {"max_lengths": {"seq": 9}, "ragged": "pad"}),
     (same, {"batch_sizes": (4, 8), "cuda_graphs": True, "direct_dma": True}),
+    (same, {"read_only": True, "idempotent": True, "execution_timeout": 0.25}),
+    (double, {"on_error": "isolate"}),
 ]
 
 

@@ -25,13 +25,19 @@ from ...contract.sizes import padded_size
 from ...protocol._core import Batch
 from .devices import Buffer, Device, Landing, Results, as_seen
 from .direct import Direct, Run
+from .lending import protected
 
 
 class _Set:
     """Room for one batch: its columns', the lengths' of padded ones, and its results'."""
 
     def __init__(
-        self, signature: Signature, rows: int, device: Device, direct: Direct | None
+        self,
+        signature: Signature,
+        rows: int,
+        device: Device,
+        direct: Direct | None,
+        read_only: bool,
     ) -> None:
         self.columns: list[Buffer | None] = []  # None for lists
         self.lengths: list[Buffer | None] = []  # of padded columns
@@ -40,7 +46,8 @@ class _Set:
             buffer = lengths = room = None
             if column.kind == "array" or column.padded:
                 buffer = device.buffer(column, rows)
-                room = (buffer.room, buffer.host)
+                host = protected(column, buffer.host) if read_only else buffer.host
+                room = (buffer.room, host)
             if buffer is not None and column.padded:
                 lengths = device.buffer(_lengths_column(column), rows)
                 room = (buffer.room, lengths.room)
@@ -59,6 +66,7 @@ class Staging:
         rows: most calls in a batch.
         sizes: the sizes that a batch may have, increasing; None for all up to *rows*.
         direct: copies large rows straight out of the slots; None to gather all of them.
+        read_only: the function leaves its inputs as they are.
         address: of the function, for messages.
         module: that of the user's function.
         record_nbytes: room for an error record in a slot.
@@ -76,6 +84,7 @@ class Staging:
         *,
         sizes: tuple[int, ...] | None = None,
         direct: Direct | None = None,
+        read_only: bool = False,
         address: str,
         module: str | None,
         record_nbytes: int,
@@ -85,9 +94,11 @@ class Staging:
         self._device = device
         self._sizes = sizes
         self._direct = direct
+        self._read_only = read_only
+        self._parameters = signature.parameters
         self._record_nbytes = record_nbytes
         sets = 1 if device.depth == 1 else device.depth + 1
-        self._sets = [_Set(signature, rows, device, direct) for _ in range(sets)]
+        self._sets = [_Set(signature, rows, device, direct, read_only) for _ in range(sets)]
         self._turn = 0
         self.fetches = self._sets[0].results is not None  # what functions return
         # What Python has still to do with a gathered column, by its number.
@@ -110,6 +121,9 @@ class Staging:
         # On the CPU, mostly, there is nothing else to do; small calls feel every look.
         more = self._packed or self._padded or self._tensors or sizes is not None
         self.only_gathers = not more and not self.fetches
+        # What is padded, or moved to a device, is copied in any case.
+        moves = self._padded or self.fetches or sizes is not None
+        self.lends = read_only and not moves  # see `lending`
 
     def gather(self, batch: Batch) -> tuple[list[Any], int]:
         """Return the batch's inputs where the function runs, and how many there are of each.
@@ -159,6 +173,7 @@ class Staging:
             for buffer in buffers:
                 assert buffer is not None, "every parameter is an array"
                 inputs.append(buffer.moved((size, *buffer.host.shape[1:]), size))
+        self._protect(inputs)
         value = function(*inputs)
         if self.fetches:
             self.fetch(value, size)[1].wait()
@@ -191,6 +206,14 @@ class Staging:
             inputs[number] = Padded(
                 rows.moved(shape, size), lengths.moved((count, *lengths.host.shape[1:]), size)
             )
+        self._protect(inputs)
+
+    def _protect(self, inputs: list[Any]) -> None:
+        """Make what was moved as read-only as what was not; see `_Set`."""
+        for number in self._stacks if self._read_only else ():
+            inputs[number] = protected(self._parameters[number], inputs[number])
+        for number, column in self._padded if self._read_only else ():
+            inputs[number] = Padded(*(protected(column, each) for each in inputs[number]))
 
     def _unpack(self, batch: Batch, inputs: list[Any]) -> bool:
         """Put values in the place of what they were packed into; False if rows were rejected."""
