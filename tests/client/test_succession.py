@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmbatch
@@ -119,6 +120,26 @@ def test_launched_calls_of_an_idempotent_function_run_again(
         assert got.result(PATIENCE_S) == [10, 20]
 
     assert executed(ledger)[1] == 2
+
+
+@pytest.mark.slow
+def test_inputs_that_were_lent_run_again_as_they_were(gate: Gate) -> None:
+    executor = Supervised("isolating.py", "isolating")
+    try:
+        held = executor.connect("held")
+        rows = [np.full(3, x, np.float32) for x in (1, 2)]
+        first = held.spawn(rows[0])
+        assert gate.arrived() == [[1, 1, 1]]
+        second = held.spawn(rows[1])
+
+        executor.kill_executor()
+        with ThreadPoolExecutor(1) as threads:
+            got = threads.submit(shmbatch.FunctionCall.gather, first, second)
+            assert gate.arrived()[0] == [1, 1, 1]
+            gate.open(2)  # they may come in two batches
+            assert np.array_equal(got.result(PATIENCE_S), rows)
+    finally:
+        executor.kill()
 
 
 @pytest.mark.slow
