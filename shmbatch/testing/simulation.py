@@ -31,6 +31,7 @@ from .clock import START_NS, VirtualClock, nanoseconds
 from .events import VirtualEvents
 from .poller import Paused, VirtualPoller, Watcher
 from .producer import Call, Producer, rows_of
+from .promising import Promise
 from .records import Batches, BatchRecord
 from .targets import Meant, Target, all_meant
 
@@ -47,6 +48,7 @@ class Flight:
     calls: list[Call]
     record: BatchRecord
     rejected: int  # calls that left the batch before it ran
+    promise: Promise
 
 
 class Simulation:
@@ -382,7 +384,8 @@ class _Simulated(ServedFunction):
         simulation.batches.append(record)
         for call in calls:
             call.batch = record
-        flight = Flight(self.number, calls, record, run.batch.rejected)
+        promise = Promise(self.definition, self.address, inputs)
+        flight = Flight(self.number, calls, record, run.batch.rejected, promise)
         self.running.append(flight)
         simulation.clock.noting(lambda: simulation.watch().launched(flight, inputs))
         return flight
@@ -400,3 +403,4 @@ class _Simulated(ServedFunction):
 
     def _ended(self, flight: Flight) -> None:
         flight.record.end = self.simulation.now
+        self.simulation.clock.noting(flight.promise.check)

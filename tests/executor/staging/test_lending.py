@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -253,6 +255,41 @@ def test_a_broken_promise_is_an_error_at_once_copied_or_not(producers: int) -> N
         assert [type(error) for error in errors] == [ValueError] * producers
         assert "output array is read-only" in str(errors[0])
         assert len(simulation.batches) == 1
+
+
+def adds(xs: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch 3"]:
+    return xs + 1
+
+
+def doubles(xs: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch 3"]:
+    return xs.mul_(2)
+
+
+async def clears(xs: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch 3"]:
+    await asyncio.sleep(1)
+    xs.zero_()
+    raise ValueError("no more")
+
+
+def fills(xs: Float32[Tensor, "batch seq"]) -> Float32[Tensor, "batch seq"]:
+    rows, _ = xs
+    rows[:, 0] = 9
+    return rows
+
+
+def test_a_simulation_finds_out_about_tensors_that_were_written_to() -> None:
+    row = torch.tensor([1, math.nan, 2])
+    assert run_batch(promising(adds), [(row,)]).results[0].tolist() == pytest.approx(
+        [2, math.nan, 3], nan_ok=True
+    )
+    padded = promising(fills, max_lengths={"seq": 3}, ragged="pad")
+    for target in (promising(doubles), promising(clears), padded):
+        with pytest.raises(AssertionError) as caught:
+            run_batch(target, [(row,)])
+        name = target.function.__name__
+        assert str(caught.value).startswith(
+            f"'{name}' is read_only, and has changed parameter 'xs': "
+        )
 
 
 def test_a_batch_in_parts_sees_the_same_inputs_in_each() -> None:
