@@ -68,6 +68,17 @@ with Raw("visited") as raw:
     print(raw.said()[0]["message"], flush=True)
 """
 
+# Has a function say whether its inputs are in memory that is shared, as two users.
+SHOWER = """
+import os, sys, numpy as np, shmbatch
+uid, row = int(sys.argv[1]), np.ones(1000, np.float32)
+print(shmbatch.connect("visited.keeps", arrays="numpy").remote(row, row), flush=True)
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+print(shmbatch.connect("visited.keeps", arrays="numpy", wait="park").remote(row, row), flush=True)
+"""
+
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -105,6 +116,16 @@ def test_a_user_who_is_let_in_calls_and_asks(home: Path) -> None:
         admission = shmbatch.statistics("visited")["admission"]
         assert (admission["refused"], admission["expelled"]) == (2, 0)
         assert executor.connect("double").remote(1) == 2
+
+
+@needs_root
+@pytest.mark.slow
+def test_a_user_who_is_let_in_cannot_change_what_a_function_looks_at(home: Path) -> None:
+    with (
+        processes.served("values.py", "visited", "--allow-uid", str(SOMEBODY)),
+        Program(SHOWER, SOMEBODY) as shower,
+    ):
+        assert [shower.line(), shower.line()] == ["shared shared", "private private"]
 
 
 @needs_root
