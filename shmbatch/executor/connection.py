@@ -28,7 +28,7 @@ class Connection:
         self.sock = sock
         self.since_ns = self.heard_ns = now_ns()
         self.pid = who.pid
-        self.is_own = is_owner(who)  # so it may stop us, and is lent to functions
+        self.is_own = is_owner(who)  # of our user: may stop us, and functions are lent its slots
         self.pidfd = control.peer_pidfd(sock)
         self.function: ServedFunction = None  # type: ignore[assignment] # set when attached
         self.segment: Any = None

@@ -8,8 +8,8 @@ The slots are the executor's until the batch has its outcomes, so nothing is reu
 array keeps the segment mapped that it looks into: one that a function has kept is of no use once
 the batch is over, and harms nobody, whoever has gone.
 
-Not lent are slots of another user. They change when their producer likes, even between a look at
-an index and its use; what that does to a function is its user's to bear who may do it anyway.
+Slots of another user's producers are not lent. Their bytes change when the producer likes, also
+between a function's look at an index and its use; our own user could do worse to us anyhow.
 """
 
 from __future__ import annotations
