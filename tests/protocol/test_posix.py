@@ -452,7 +452,8 @@ def test_semaphores_that_a_producer_has_filled_up_hurt_nobody(pair: Pair) -> Non
     pair.segment.wake(pair.executor_ring, 255, list(range(CAPACITY)))
     pair.producer.wake_executor()
     pair.transport.wake()
-    pair.transport.park(pair.transport.bell.look(), HOUR_NS, 1)  # comes back, and takes only so many away
+    seen = pair.transport.bell.look()
+    pair.transport.park(seen, HOUR_NS, 1)  # comes back, and takes only so many away
     assert SEM_VALUE_MAX > bell.value > SEM_VALUE_MAX - 2000
     ticket = pair.submit()
     assert not pair.producer.park_slot(pair.ring, ticket, HOUR_NS)
