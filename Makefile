@@ -20,7 +20,7 @@ help:
 	@echo 'make lint         check style and types'
 	@echo 'make format       mend style'
 	@echo 'make docs         build the documentation into build/docs'
-	@echo 'make bench        measure, write benchmarks/results and the figures in README.md'
+	@echo 'make bench        measure, write benchmarks/results, and what documents say of them'
 	@echo 'make bench-quick  run every benchmark for a moment; the figures mean nothing'
 	@echo 'make bench-gpu    measure on a GPU and write benchmarks/results/gpu.json'
 	@echo 'make soak         kill, stop and replace everything for half an hour, and check the books'
@@ -64,7 +64,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_pipeline
 	$(VENV)/bin/python -m benchmarks.bench_scale
 	$(VENV)/bin/python -m benchmarks.plots
-	$(VENV)/bin/python -m benchmarks.readme_figures
+	$(VENV)/bin/python -m benchmarks.documents
 
 bench-quick: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.bench_roundtrip --quick

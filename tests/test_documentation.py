@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import re
 import shlex
 import socket
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ import numpy as np
 import pytest
 
 import shmbatch
-from benchmarks import _report, bench_roundtrip, bench_throughput, readme_figures
+from benchmarks import _report, bench_roundtrip, bench_throughput, documents, fragments
 from shmbatch import cli, testing
 from shmbatch.protocol import owners, ownership
 from tests.processes import wait_until
@@ -326,18 +328,18 @@ def test_the_first_screen_of_the_readme_has_what_a_reader_wants_first() -> None:
     assert len(screen.splitlines()) <= 40
     kinds = [block.language for block in blocks(ROOT / "README.md")][:3]
     assert kinds == ["python", "console", "pycon"], "both sides of a working program"
-    wanted = ["shmbatch.errors.", "pip install", readme_figures.BEGIN, "Do not use it"]
+    wanted = ["shmbatch.errors.", "pip install", documents.marks("figures")[0], "Do not use it"]
     places = [screen.find(each) for each in wanted]
     assert -1 not in places
     assert places == sorted(places)
 
 
-def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
-    for name in ("roundtrip", "throughput"):
-        assert (readme_figures.RESULTS / f"{name}.json").exists(), "run `make bench`"
-    readme = readme_figures.README.read_text()
-    assert readme == readme_figures.replaced(readme, readme_figures.fragment()), (
-        "run `python -m benchmarks.readme_figures`"
+@pytest.mark.parametrize("document", documents.WRITTEN, ids=name)
+def test_the_figures_in_a_document_are_those_of_the_results(document: Path) -> None:
+    for result in ("roundtrip", "throughput"):
+        assert (fragments.RESULTS / f"{result}.json").exists(), "run `make bench`"
+    assert document.read_text() == documents.written(document), (
+        "run `python -m benchmarks.documents`"
     )
 
 
@@ -378,32 +380,74 @@ def measured(folder: Path, runs: int) -> None:
 
 def test_figures_are_written_from_results(tmp_path: Path) -> None:
     measured(tmp_path, runs=5)
-    text = readme_figures.fragment(tmp_path)
+    text = fragments.sentence(tmp_path)
     assert " ".join(text.split()) == (
         "A lone 16-byte call and its answer take 2.3 µs (p50), 31 times less than over a "
         "`multiprocessing.Pipe`; four producers with eight calls each in flight get 281,000 "
         "answers a second, 3.1 times what the best hand-written batching loop over UNIX sockets "
         "gives them (2.9 times for images of 602 KB) (A Processor, 2 CPUs, Linux 6.12, "
-        "CPython 3.13.1, 2026-01-02; [method and all figures](benchmarks/README.md))."
+        "CPython 3.13.1, 2026-01-02; [method and all figures](docs/explanation/benchmarks.md))."
     )
     assert len(text.splitlines()) <= 5
 
-    readme = readme_figures.README.read_text()
-    written = readme_figures.replaced(readme, text)
-    assert written.count(text) == 1
-    assert readme_figures.replaced(written, "other figures\n").count(text) == 0
-    before, _, rest = readme.partition(readme_figures.BEGIN)
-    assert written.startswith(before)
-    assert written.endswith(rest.partition(readme_figures.END)[2])
+    begin, end = documents.marks("figures")
+    before, _, rest = documents.README.read_text().partition(begin)
+    written = documents.replaced(documents.README, {"figures": text})
+    assert written == before + begin + text + end + rest.partition(end)[2]
+
+
+def test_a_table_of_rivals_has_the_fastest_first_and_says_who_failed(tmp_path: Path) -> None:
+    measured(tmp_path, runs=1)
+    machine = json.loads((tmp_path / "roundtrip.json").read_text())["machine"]
+
+    def cell(load: str, **systems: dict[str, object]) -> dict[str, object]:
+        return {"work": "tiny", "load": load, "date": "2026-01-02T03:04:05", "systems": systems}
+
+    def rate(calls_per_s: float) -> dict[str, object]:
+        return {"calls_per_s": _report.Spread((calls_per_s,)).document()}
+
+    p99 = {"p99_us": _report.Spread((81.0,)).document(), "rate_per_s": 500.0}
+    ratio = _report.Ratio("ours / theirs", _report.Spread((1.5, 2.0, 4.0)), floor=2.5)
+    document = {
+        "machine": machine,
+        "labels": {"slow": "Slow", "shmbatch": "shmbatch", "down": "Down"},
+        "cells": [
+            cell("4x8", slow={**rate(20), "version": "1.2"}, shmbatch=rate(3000), down=rate(5)),
+            cell("64x1", slow=rate(7), shmbatch=rate(9), down={"error": "it died"}),
+            cell("poisson-own", shmbatch={**rate(8), **p99}),
+        ],
+        "ratios": [ratio.document()],
+    }
+    _report.write_json(tmp_path / "rivals.json", document)
+
+    table = fragments.rivals("tiny", tmp_path).splitlines()
+    assert table == [
+        "|  | 4 x 8 | 64 x 1 | p99, own rate |",
+        "| --- | --: | --: | --: |",
+        "| **shmbatch** | 3,000 | 9.000 | 81.00 µs at 500.0/s |",
+        "| Slow 1.2 | 20.00 | 7.000 |  |",
+        "| Down | 5.000 | failed |  |",
+        "",
+        "A Processor, 2 CPUs, Linux 6.12, CPython 3.13.1; measured 2026-01-02, medians of 1 runs.",
+        "",
+        "- Down, 64x1: it died",
+    ]
+    assert "make bench" in fragments.rivals("image", tmp_path)
+    assert "| `rivals` | ours / theirs | 2.000 (1.500..4.000) | ≥ 2.500 | **no** |" in (
+        fragments.promises(tmp_path).splitlines()
+    )
 
 
 def test_figures_that_are_not_there_are_not_invented(tmp_path: Path) -> None:
-    assert "make bench" in readme_figures.fragment(tmp_path)
+    tiny = partial(fragments.rivals, "tiny")
+    for fragment in (fragments.sentence, fragments.promises, fragments.instructions, tiny):
+        assert "make bench" in fragment(tmp_path)
     measured(tmp_path, runs=1)
     (tmp_path / "throughput.json").unlink()
-    assert "make bench" in readme_figures.fragment(tmp_path)
-    with pytest.raises(SystemExit, match=r"README\.md has no place for figures"):
-        readme_figures.replaced("# shmbatch\n", "nothing")
+    assert "make bench" in fragments.sentence(tmp_path)
+    (tmp_path / "page.md").write_text("# shmbatch\n")
+    with pytest.raises(SystemExit, match=r"page\.md has no place for figures"):
+        documents.replaced(tmp_path / "page.md", {"figures": "nothing"})
 
 
 def test_every_example_has_a_test_here() -> None:

@@ -1,0 +1,183 @@
+"""What committed results say, as it stands in documents: a sentence, tables, pictures.
+
+Nothing here is measured or invented: what has no results says so.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from benchmarks import _report
+from benchmarks._report import HERE
+
+RESULTS = HERE / "results"
+PLOTS = HERE.parent / "docs" / "explanation" / "plots"
+WIDTH = 120  # of a line of text
+
+_MISSING = "Not measured yet; `make bench` writes the figures here.\n"
+_VERDICTS = {True: "yes", False: "**no**"}
+_CLOSED = {"1x1": "1 x 1", "4x1": "4 x 1", "4x8": "4 x 8", "16x1": "16 x 1", "64x1": "64 x 1"}
+_OPEN = {"poisson-common": "p99, same rate", "poisson-own": "p99, own rate"}
+_PROMISING = ("roundtrip", "throughput", "rivals", "lockstep", "pipeline", "waiting", "overload")
+
+Document: TypeAlias = dict[str, Any]
+
+
+def sentence(results: Path = RESULTS) -> str:
+    """Return what the README says of speed."""
+    roundtrip, throughput = _results(results, "roundtrip"), _results(results, "throughput")
+    if roundtrip is None or throughput is None:
+        return _MISSING
+    lone = roundtrip["systems"]["shmbatch, auto"]["p50_us"]["median"]
+    pipe = _ratio(roundtrip, "multiprocessing Pipe / shmbatch, auto")
+    rate = throughput["works"]["tiny"]["shmbatch"]["calls_per_s"]["median"]
+    tiny = _ratio(throughput, "tiny, calls/s: shmbatch / UNIX sockets, coalesced")
+    image = _ratio(throughput, "image, calls/s: shmbatch / UNIX sockets, coalesced")
+    said = (
+        f"A lone 16-byte call and its answer take {lone:.1f} µs (p50), {_times(pipe)} less "
+        f"than over a `multiprocessing.Pipe`; four producers with eight calls each in flight "
+        f"get {round(rate, -3):,.0f} answers a second, {_times(tiny)} what the best "
+        f"hand-written batching loop over UNIX sockets gives them ({_times(image)} for images of "
+        f"602 KB) ({_machine(roundtrip)}, {roundtrip['machine']['date'][:10]}; "
+        f"[method and all figures](docs/explanation/benchmarks.md))."
+    )
+    return textwrap.fill(said, WIDTH, break_on_hyphens=False) + "\n"
+
+
+def promises(results: Path = RESULTS) -> str:
+    """Return a table of all that is promised, and what was measured of it."""
+    rows = []
+    for name in _PROMISING:
+        document = _results(results, name)
+        for ratio in _promised(document) if document is not None else ():
+            spread = str(_report.Spread(tuple(ratio["runs"])))
+            bound = f"≥ {_report.number(ratio['floor'])}" if ratio["floor"] is not None else ""
+            bound = bound or f"≤ {_report.number(ratio['ceiling'])}"
+            rows.append([f"`{name}`", ratio["what"], spread, bound, _VERDICTS[ratio["holds"]]])
+    return _table(["bench_", "ratio", "median (range)", "promised", "kept"], rows)
+
+
+def rivals(work: str, results: Path = RESULTS) -> str:
+    """Return what all systems made of a work under all loads, the fastest first."""
+    document = _results(results, "rivals")
+    cells = {
+        cell["load"]: cell["systems"]
+        for cell in (document["cells"] if document is not None else ())
+        if cell["work"] == work
+    }
+    if document is None or not cells:
+        return _MISSING
+    loads = [load for load in (*_CLOSED, *_OPEN) if load in cells]
+    main = cells.get("4x8") or cells[loads[0]]
+    names = sorted(
+        (name for name in document["labels"] if any(name in cells[load] for load in loads)),
+        key=lambda name: -main.get(name, {}).get("calls_per_s", {"median": 0})["median"],
+    )
+    rows, failed = [], dict[str, list[str]]()
+    for name in names:
+        row = [_label(document, name, cells)]
+        for load in loads:
+            figures = cells[load].get(name)
+            if figures is not None and "error" in figures:
+                failed.setdefault(figures["error"], []).append(
+                    f"{document['labels'][name]}, {load}"
+                )
+            row.append(_cell(figures, load))
+        rows.append(row)
+    heads = [(_CLOSED | _OPEN)[load] for load in loads]
+    measured = [cell for cell in document["cells"] if cell["work"] == work]
+    dates = sorted(cell["date"][:10] for cell in measured)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    note = f"{_machine(document)}; measured {when}, medians of {_runs(measured)} runs."
+    reasons = [f"- {', '.join(which)}: {error}" for error, which in failed.items()]
+    return (
+        "\n".join([_table(["", *heads], rows), note, *([""] if reasons else []), *reasons]) + "\n"
+    )
+
+
+def instructions(results: Path = RESULTS) -> str:
+    """Return how many instructions calls and batches take."""
+    document = _results(results, "instructions")
+    if document is None:
+        return _MISSING
+    counts: dict[str, dict[str, str]] = {}
+    for name, figures in document["instructions"].items():
+        payload, _, what = name.partition(": ")
+        counts.setdefault(what, {})[payload] = _report.number(figures["least"])
+    payloads = {"int": "an `int`", "small": "16 bytes", "large": "64 KB"}
+    rows = [[what, *(of.get(payload, "") for payload in payloads)] for what, of in counts.items()]
+    return _table(["instructions", *payloads.values()], rows)
+
+
+def pictures(prefix: str, plots: Path = PLOTS) -> str:
+    """Return the plots whose names begin so."""
+    found = sorted(plots.glob(f"{prefix}*.png"))
+    if not found:
+        return _MISSING
+    return "".join(f"![{file.stem.replace('-', ', ')}](plots/{file.name})\n\n" for file in found)
+
+
+def _results(results: Path, name: str) -> Document | None:
+    try:
+        found: Document = json.loads((results / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _promised(document: Document) -> Iterable[Document]:
+    ratios = document.get("ratios") or document.get("promises") or ()
+    return (ratio for ratio in ratios if ratio["holds"] is not None)
+
+
+def _ratio(document: Document, what: str) -> float:
+    (found,) = (ratio["median"] for ratio in document["ratios"] if ratio["what"] == what)
+    return float(found)
+
+
+def _label(document: Document, name: str, cells: dict[str, Any]) -> str:
+    versions = (system.get(name, {}).get("version", "") for system in cells.values())
+    version = next(filter(None, versions), "")
+    label = document["labels"][name]
+    return f"**{label}**" if name.startswith("shmbatch") else f"{label} {version}".strip()
+
+
+def _cell(figures: Document | None, load: str) -> str:
+    if figures is None:
+        return ""
+    if "error" in figures:
+        return "failed"
+    if load in _OPEN:
+        p99 = f"{_report.number(figures['p99_us']['median'])} µs"
+        return (
+            f"{p99} at {_report.number(figures['rate_per_s'])}/s" if load == "poisson-own" else p99
+        )
+    return _report.number(figures["calls_per_s"]["median"])
+
+
+def _runs(cells: Iterable[Document]) -> str:
+    systems = (each for cell in cells for each in cell["systems"].values() if "error" not in each)
+    return " or ".join(map(str, sorted({len(each["calls_per_s"]["runs"]) for each in systems})))
+
+
+def _machine(document: Document) -> str:
+    machine = document["machine"]
+    return (
+        f"{machine['cpu']}, {machine['cpus_usable']} CPUs, {machine['kernel']}, "
+        f"{machine['python']}"
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return _MISSING
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
