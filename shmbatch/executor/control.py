@@ -377,6 +377,7 @@ class Control:
             ) from error
         shared = ring_arguments(segment.memory, function.definition.signature, function.layout)
         connection.ring = ExecutorRing(*(*shared, LAYOUT_VERSION))
+        connection.ring.wakes = segment.wakes_in_core
         connection.function, connection.segment = function, segment
         connection.registration = function.register(connection.ring, segment.memory)
         if connection.is_own:

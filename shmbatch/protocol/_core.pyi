@@ -298,6 +298,8 @@ class Verb:
 class ExecutorRing:
     """The executor's end of a connection."""
 
+    wakes: bool  # its producer sleeps on futexes: `Batch.complete` wakes it
+
     def __new__(
         cls,
         segment: Buffer,
@@ -388,7 +390,10 @@ class Batch:
         That are those that were given up, and those whose producers are gone.
         """
     def complete(self) -> list[Wake] | None:
-        """Publish every outcome, empty the batch, and return whom to wake."""
+        """Publish every outcome, wake whom the core can, empty the batch; return whom else to wake.
+
+        Cost: a system call for each sleeper of a ring that `wakes`.
+        """
 
 class Inbox:
     """The executor's ends of all producers of one function."""

@@ -664,54 +664,99 @@ batch_time(batch *self)
     self->taken_ns = self->gathered_ns = self->ran_ns = 0;
 }
 
+/* Publish the outcomes of rows of one ring, from *first* on; return the row behind them. Whether
+ * somebody sleeps on its slot is then each row's `outcome`; the `error_nbytes` of the first are
+ * the flags of the whole run, as of add_wake, its `generation` is what ring_notify said. */
+static unsigned
+batch_publish(batch *self, unsigned first, unsigned count)
+{
+    executor *ring = self->rows[first].ring;
+    uint32_t flags = 0;
+    unsigned i = first;
+    for (; i < count && self->rows[i].ring == ring; i++) {
+        row *at = &self->rows[i];
+        ring->running--;
+        int sleeping =
+            ring_complete(&ring->ring, at->index, at->generation, at->outcome, at->error_nbytes);
+        at->outcome = 0;
+        if (sleeping == RING_VIOLATION) {
+            ring->broken = true; /* drain ignores it from now on */
+            ring->ring.waiting_head = ring->ring.waiting_tail;
+            flags |= WAKE_VIOLATION;
+            continue;
+        }
+        if (sleeping & RING_DROPPED && ring->peak > 1) {
+            ring->peak--; /* its producer may have called again meanwhile, which made two */
+        }
+        flags |= sleeping & RING_ASYNC ? WAKE_ASYNC : 0;
+        at->outcome = sleeping & RING_WAITER;
+    }
+    self->rows[first].error_nbytes = flags;
+    self->rows[first].generation = ring_notify(&ring->ring);
+    return i;
+}
+
+/* The slots of published rows on which somebody sleeps: woken by us, or as a list for Python. NULL
+ * with an exception where there is no memory for that: the sleeper's slice is its safety net. */
+static PyObject *
+batch_wake_slots(const batch *self, unsigned first, unsigned end)
+{
+    executor *ring = self->rows[first].ring;
+    PyObject *slots = NULL;
+    for (unsigned i = first; i < end; i++) {
+        uint32_t index = self->rows[i].index;
+        if (self->rows[i].outcome == 0) {
+            continue;
+        }
+        if (ring->wakes) {
+            futex_wake(&ring->ring.words.controls[index].state, INT_MAX);
+            continue;
+        }
+        PyObject *slot = PyLong_FromUnsignedLong(index);
+        if (slots == NULL) {
+            slots = PyList_New(0);
+        }
+        int status = slot == NULL || slots == NULL ? -1 : PyList_Append(slots, slot);
+        Py_XDECREF(slot);
+        if (status != 0) {
+            Py_XDECREF(slots);
+            return NULL;
+        }
+    }
+    return slots != NULL ? slots : Py_NewRef(Py_None);
+}
+
 /* complete() -> None, or a list of (ring, flags, threads, slots) to wake: the sleepers on those
  * slots, *threads* sleepers on completions, and with WAKE_ASYNC the producer's event loops.
- * WAKE_VIOLATION: that producer must be disconnected. Every row's outcome is published, whatever
- * happens to any one of them (I7); the batch is empty afterwards. */
+ * WAKE_VIOLATION: that producer must be disconnected. Sleepers on futexes are awake by then. Every
+ * row's outcome is published, whatever happens to any one of them (I7), and before anybody is
+ * woken, which takes longer; the batch is empty afterwards. */
 static PyObject *
 batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *wakes = NULL;
-    bool short_of_memory = false;
-    unsigned count = self->count + self->rejected;
-    for (unsigned i = 0; i < count;) {
-        executor *ring = self->rows[i].ring;
-        unsigned long flags = 0;
-        PyObject *slots = NULL;
-        for (; i < count && self->rows[i].ring == ring; i++) {
-            const row *at = &self->rows[i];
-            ring->running--;
-            int sleeping = ring_complete(&ring->ring, at->index, at->generation, at->outcome,
-                                         at->error_nbytes);
-            if (sleeping == RING_VIOLATION) {
-                ring->broken = true; /* drain ignores it from now on */
-                ring->ring.waiting_head = ring->ring.waiting_tail;
-                flags |= WAKE_VIOLATION;
-                continue;
-            }
-            if (sleeping & RING_DROPPED && ring->peak > 1) {
-                ring->peak--; /* its producer may have called again meanwhile, which made two */
-            }
-            if (sleeping & RING_ASYNC) {
-                flags |= WAKE_ASYNC;
-            }
-            if (sleeping & RING_WAITER) {
-                PyObject *slot = PyLong_FromUnsignedLong(at->index);
-                if (slots == NULL) {
-                    slots = PyList_New(0);
-                }
-                if (slot == NULL || slots == NULL || PyList_Append(slots, slot) != 0) {
-                    short_of_memory = true; /* the sleeper's slice is its safety net */
-                }
-                Py_XDECREF(slot);
-            }
-        }
-        if (add_wake(&wakes, ring, flags, ring_notify(&ring->ring), slots) != 0) {
-            short_of_memory = true;
-        }
-        Py_XDECREF(slots);
+    unsigned count = self->count + self->rejected, end;
+    for (unsigned i = 0; i < count; i = end) {
+        end = batch_publish(self, i, count);
     }
     batch_time(self);
+    PyObject *wakes = NULL;
+    bool short_of_memory = false;
+    for (unsigned i = 0; i < count; i = end) {
+        executor *ring = self->rows[i].ring;
+        for (end = i; end < count && self->rows[end].ring == ring; end++) {
+        }
+        uint32_t flags = self->rows[i].error_nbytes, sleepers = self->rows[i].generation;
+        PyObject *slots = batch_wake_slots(self, i, end);
+        if (ring->wakes && sleepers & RING_THREADS_MASK) {
+            futex_wake(&ring->ring.words.header->completions, INT_MAX);
+            sleepers &= ~RING_THREADS_MASK;
+        }
+        bool listed = slots != NULL
+                      && add_wake(&wakes, ring, flags, sleepers, slots != Py_None ? slots : NULL)
+                             == 0;
+        short_of_memory = short_of_memory || !listed;
+        Py_XDECREF(slots);
+    }
     batch_drop_rows(self);
     if (short_of_memory) {
         Py_XDECREF(wakes);

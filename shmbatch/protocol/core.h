@@ -309,6 +309,7 @@ typedef struct {
     uint64_t active_ns; /* when the last new call was found */
     uint32_t running;   /* calls taken and not completed */
     uint32_t peak;      /* most calls outstanding (waiting or running) when a batch was taken */
+    char wakes;         /* its producer sleeps on futexes: Batch.complete wakes it */
     bool broken;        /* the producer violated the protocol */
     bool detached;      /* the producer is gone */
     bool freed;         /* slots became FREE or calls expired, and nobody has been told */

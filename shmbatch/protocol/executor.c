@@ -122,10 +122,16 @@ static PyMethodDef executor_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef executor_members[] = {
+    {"wakes", T_BOOL, offsetof(executor, wakes), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot executor_slots[] = {
     {Py_tp_new, executor_new},
     {Py_tp_dealloc, executor_dealloc},
     {Py_tp_methods, executor_methods},
+    {Py_tp_members, executor_members},
     {0, NULL},
 };
 

@@ -132,6 +132,8 @@ def _sleep(semaphore: posix_ipc.Semaphore, timeout_ns: int) -> bool:
 class PosixSegment:
     """A segment that the executor created; see `transport.ExecutorSegment`."""
 
+    wakes_in_core = False
+
     def __init__(self, nbytes: int, capacity: int, bell_fd: int, bell_name: str) -> None:
         self._nbytes = nbytes
         self._bell_fd = bell_fd

@@ -49,6 +49,7 @@ class ExecutorSegment(Protocol):
     """One producer's segment, as the executor that created it sees it."""
 
     memory: mmap.mmap
+    wakes_in_core: bool  # `wake` is what the core does itself
 
     def offer(self) -> Offer:
         """Return what the producer needs to attach: this segment and the bell."""

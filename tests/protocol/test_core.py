@@ -826,6 +826,38 @@ def test_a_park_lets_other_threads_run_and_is_woken_by_the_other_end() -> None:
     assert outcome(wire, ticket) == 2
 
 
+def test_who_sleeps_on_futexes_is_woken_by_complete_itself() -> None:
+    wire = Wire()
+    wire.executor.wakes = True
+    served = Served(wire)
+    ticket = wire.submit(1, 1)
+    joined = wire.producer.join_completions(THREAD)
+    woken: list[str] = []
+
+    def sleep_on_the_slot() -> None:
+        while not wire.producer.park_slot(ticket, LONG_NS):
+            pass
+        woken.append("slot")
+
+    def sleep_on_completions() -> None:
+        while wire.read(layout.COMPLETIONS) == joined:
+            wire.producer.park_completions(joined, LONG_NS)
+        woken.append("completions")
+
+    threads = [threading.Thread(target=each) for each in (sleep_on_the_slot, sleep_on_completions)]
+    for thread in threads:
+        thread.start()
+    state = wire.where.controls + slot_of(ticket) * layout.CONTROL_NBYTES
+    while not wire.read(state) & WAITER:
+        pass
+    served.take()
+
+    assert not served.answer(2)
+    for thread in threads:
+        thread.join()
+    assert sorted(woken) == ["completions", "slot"]
+
+
 def test_a_producer_wakes_its_own_sleepers_for_what_the_executor_does_not_know() -> None:
     wire = Wire()
     ticket = wire.submit(1, 1)
