@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
 CORE = (
-    *("core", "values", "arrays", "segment", "producer", "calling", "moving"),
+    *("core", "values", "arrays", "segment", "producer", "lending", "calling", "moving"),
     *("executor", "batch", "watchdog", "apart"),
 )
 

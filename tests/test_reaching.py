@@ -63,6 +63,7 @@ OVER_ONE = {
     "tests/protocol/test_core.py",  # memory that both transports share
     "tests/protocol/test_core_batches.py",
     "tests/protocol/test_core_calling.py",
+    "tests/protocol/test_core_lending.py",
     "tests/protocol/test_core_values.py",
     "tests/protocol/test_core_watchdog.py",
     "tests/protocol/test_cpus.py",

@@ -9,15 +9,16 @@ from functools import reduce
 from typing import Any
 
 from ..errors import CallCancelled, CallTimeout, ConfigError, DeadlineExceeded, ShmbatchError
-from ..protocol._core import CANCELLED, PENDING, Call, Failure, GetVerb
+from ..protocol._core import CANCELLED, PENDING, Call, Failure, GetVerb, Lent
 from ..protocol.clock import deadline_ns as deadline_after
 from ..protocol.clock import now_ns
 from .attended import SLICE_NS
 from .connection import Connection
+from .lending import Borrowed, read_only, result_over
 from .limits import UNLIMITED, Limits, earlier, exceeded
 from .verbs import static_verb
 
-_WAITING, _VALUE, _ERROR = 0, 1, 2
+_WAITING, _VALUE, _ERROR, _BORROWED = 0, 1, 2, 3
 
 
 class FunctionCall(Call):
@@ -120,6 +121,50 @@ class FunctionCall(Call):
 
     get = GetVerb(_get, _get_aio)
 
+    def borrow(self, timeout: float | None = None) -> Borrowed:
+        """Return a context manager that gives the result where it stands, without a copy.
+
+        Entering it waits and raises as `get`. An array of fixed shape is then in shared memory,
+        in the call's slot: read-only, as a tensor not to be written to. The slot goes back when
+        the ``with`` has ended and no array or tensor over it is left, and not before: so nothing
+        dangles, even if the executor is gone by then. Any other result is what `get` returns.
+
+        The result is given away with that: `get`, or `borrow`, raises ConfigError from then on. It
+        is a copy instead, a read-only one that can be had again, where it had left its slot
+        already, and where half of the connection's slots are reserved or borrowed, since calls
+        have to have some.
+
+        Args:
+            timeout: as of `get`.
+        """
+        return Borrowed(self, timeout)
+
+    def _borrow(self, timeout: float | None) -> Any:
+        connection = self._connection
+        until_ns = deadline_after(timeout)
+        spin_ns = connection.ring.spin_ns
+        lent: Lent | None = None
+
+        def settled() -> bool:
+            nonlocal lent, spin_ns
+            found = self._lend(spin_ns, connection.slots.tell)
+            spin_ns = 0
+            if found is PENDING:
+                return self._limits is not UNLIMITED and self._lapse()
+            if found is None:
+                return self._settle()
+            lent = found
+            self._tell()
+            return True
+
+        if not settled():
+            self._wait(until_ns, timeout, settled)
+        if lent is not None:
+            return result_over(connection, lent)
+        is_array = connection.signature.result.kind == "array"
+        result = self._result()
+        return read_only(result) if is_array else result
+
     @staticmethod
     async def _gather_aio(
         *calls: FunctionCall, timeout: float | None = None, return_exceptions: bool = False
@@ -155,12 +200,19 @@ class FunctionCall(Call):
             results.append(call._result(return_exceptions))
         return results
 
-    def _wait(self, until_ns: int | None = None, timeout: float | None = None) -> None:
+    def _wait(
+        self,
+        until_ns: int | None = None,
+        timeout: float | None = None,
+        settled: Callable[[], bool] | None = None,
+    ) -> None:
         """Return when the call, just seen not to be done, is; raise `CallTimeout` at *until_ns*.
 
         Args:
             timeout: how many seconds that is after the caller came, for the message.
+            settled: takes the outcome if it is there, as `_settle`, which it is by default.
         """
+        settled = settled or self._settle
         self._shared = True
         while True:
             if until_ns is not None and until_ns <= now_ns():
@@ -171,7 +223,7 @@ class FunctionCall(Call):
                 time.sleep(0)  # another thread got the outcome and is about to say so
             except ShmbatchError as error:
                 self._fail(error)
-            if self._settle():
+            if settled():
                 return
 
     async def _wait_aio(self, until_ns: int | None = None, timeout: float | None = None) -> None:
@@ -242,6 +294,11 @@ class FunctionCall(Call):
                 raise self._outcome
             finally:
                 del self  # as in `get`
+        if self._state == _BORROWED:
+            raise ConfigError(
+                f"the result of this call of '{self._connection.address}' was borrowed, which can "
+                f"be done once; copy it inside the with, or get it instead"
+            )
         return self._outcome
 
     def _lapse(self) -> bool:
@@ -294,7 +351,7 @@ class FunctionCall(Call):
             pass  # a copy in a forked child; the call is the parent's
 
     def __repr__(self) -> str:
-        state = ("waiting", "done", "failed")[self._state]
+        state = ("waiting", "done", "failed", "borrowed")[self._state]
         return f"<FunctionCall '{self._connection.address}' {state}>"
 
 

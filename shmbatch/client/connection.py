@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..contract.batching import OtherBatching
 from ..contract.exceptions import unpack_exception
@@ -54,6 +54,9 @@ _CROWDED_NS = 1_000_000
 _SPIN_NS = 20_000  # of `auto`
 
 
+_Got = TypeVar("_Got")
+
+
 class Forked(Exception):
     """This process is a fork of the one that connected; connect anew. Never leaves the client."""
 
@@ -78,8 +81,10 @@ class Connection(Attended):
     ) -> None:
         def finish(signature: Signature) -> Callable[[Any], Any] | None:
             self._arguments = Arguments(signature, str(address))  # first: it may refuse them
-            return finisher(signature.result, arrays, str(address))
+            self.finish = finisher(signature.result, arrays, str(address))
+            return self.finish
 
+        self.arrays = arrays
         self.spinning = Spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         # Each in a list, which is empty for the moment between leaving its slot and being here.
@@ -120,6 +125,18 @@ class Connection(Attended):
             values = self.refusal(ticket, values)
 
     def _submit_in_turn(self, values: tuple[Any, ...], flags: int, limits: Limits) -> int:
+        def submit() -> int:
+            nonlocal values
+            while True:
+                ticket = self.ring.submit(values, flags, limits.deadline_ns)
+                if ticket >= 0 or ticket == SUBMIT_FULL:
+                    return ticket
+                values = self.refusal(ticket, values)
+
+        return self.in_turn(submit, limits)
+
+    def in_turn(self, attempt: Callable[[], _Got], limits: Limits) -> _Got:
+        """Queue for a slot; return what *attempt* does, once that is not SUBMIT_FULL."""
         waiter = WaitingThread(self._wake_completions)
 
         def found() -> bool:
@@ -131,12 +148,9 @@ class Connection(Attended):
             while True:
                 overdue = now_ns() - since_ns >= SLICE_NS and self.slots.is_first(waiter)
                 if found() or (overdue and self.reap()):
-                    ticket = self.ring.submit(values, flags, limits.deadline_ns)
-                    if ticket >= 0:
-                        return ticket
-                    if ticket != SUBMIT_FULL:
-                        values = self.refusal(ticket, values)
-                        continue
+                    got = attempt()
+                    if got != SUBMIT_FULL:
+                        return got
                 if overdue:
                     since_ns = now_ns()
                 timeout_ns = self.slice_ns(limits.next_ns)

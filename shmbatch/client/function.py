@@ -21,6 +21,7 @@ from .handshake import ANSWER_S, DECORATED, answer_within
 from .limits import UNLIMITED, Limits, check, limits_from_now, unserved
 from .patience import NotInTime
 from .pool import connection_to
+from .reserving import Reservation
 from .verbs import verb
 
 # Returns what the last argument returns, a connection, when somebody serves an address; sees to it
@@ -319,6 +320,29 @@ class Function:
         limits = self._limits_from_now()
         connection, ticket = self._submit(args, kwargs, SPAWNED, limits)
         return FunctionCall(connection, ticket, limits)
+
+    def reserve(self) -> Reservation:
+        """Return a context manager that gives a slot, into which one input is written in place.
+
+        ::
+
+            with detect.reserve() as slot:
+                camera.read_into(slot["frame"])  # a writable array in shared memory
+                slot["threshold"] = 0.5
+                boxes = slot.remote()  # or call = slot.spawn()
+
+        Entering it waits for a slot as a call would. Leaving it without a call gives that back.
+        Half of a connection's slots at most may be reserved or borrowed at a time, so that nobody
+        waits for slots that his own thread holds.
+
+        Cost: no copy of arrays; some microseconds more than `remote` takes apart from its copy.
+
+        Raises, on entering:
+            RingFull: the handle's timeout passed before there was a slot; or half of the slots
+                are reserved or borrowed, at once.
+            as `remote`, else.
+        """
+        return Reservation(self)
 
     def _limits_from_now(self) -> Limits:
         if not self._limited:

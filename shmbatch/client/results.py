@@ -1,4 +1,4 @@
-"""What a caller gets: the result column's bytes as the value, array or tensor it declared."""
+"""What a caller gets: a column's bytes as the value, array or tensor that it declares."""
 
 from __future__ import annotations
 
@@ -40,13 +40,27 @@ def finisher(column: Column, arrays: str, function: str) -> Callable[[Any], Any]
                 raise ResultError(str(error)) from error
 
         return unpacked
+    return viewer(column, arrays, "the result")
+
+
+def viewer(column: Column, arrays: str, what: str) -> Callable[[Any], Any] | None:
+    """Return what makes of a column's array, over the same memory, what a caller sees.
+
+    None where that is the array itself.
+
+    Args:
+        what: the column, for messages.
+
+    Raises:
+        ConfigError: it is a tensor, and torch is not installed.
+    """
     if column.library != "torch" or arrays == "numpy":
         return None
     try:
         torch = importlib.import_module("torch")
     except ImportError:
         raise ConfigError(
-            "the result is a torch tensor and torch is not installed here; "
+            f"{what} is a torch tensor and torch is not installed here; "
             'use connect(..., arrays="numpy") or `pip install shmbatch[torch]`'
         ) from None
     from_numpy: Callable[[Any], Any] = torch.from_numpy

@@ -143,6 +143,9 @@ class Queueing:
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0) -> int:
         return SUBMIT_FULL
 
+    def reserve(self, tell: Callable[[], object]) -> int:
+        return SUBMIT_FULL
+
     def poll(self, ticket: int, spin_ns: int) -> Any:
         try:
             return self._ring.poll(ticket, spin_ns)

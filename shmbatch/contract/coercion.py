@@ -113,14 +113,21 @@ def coerce_array(column: Column, value: object, subject: str) -> Array | memoryv
     """Return the bytes of an array, a numpy scalar or a CPU tensor as *column* wants them.
 
     A numpy scalar is numpy's array without axes. A tensor is read in place, detached where it
-    requires a gradient, and copied only if it is not contiguous or is lazily conjugated.
+    requires a gradient, and copied only if it is not contiguous or is lazily conjugated. What
+    this returned comes back as it is.
     """
+    raw = column.carrier is memoryview
+    if raw and type(value) is memoryview and (value.format, value.nbytes) == ("c", column.nbytes):
+        return value
     array = array_of(column, value, subject)
     if array.shape != column.shape:
         _refuse_shape(column, array.shape, subject)
     array = np.asarray(array, dtype=column.wire_dtype, order="C")
-    if column.carrier is not memoryview:
-        return array
+    return raw_bytes(array) if raw else array
+
+
+def raw_bytes(array: Array) -> memoryview[bytes]:
+    """Return the bytes of a C-contiguous array as the core takes those of raw dtypes."""
     # memoryview.cast() refuses views that hold a zero length.
     return memoryview(array.data if array.size else b"").cast("c")
 

@@ -5,13 +5,15 @@ process sees two stores, so it would pass every test on x86 and lose calls elsew
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from typing_extensions import Buffer
 
 # (kind, offset, nbytes, carrier, format, shape, allocate, itemsize); core.h says how a value of
 # each kind stands in its slot, wire.py what they are made from.
 _Column = tuple[int, int, int, Any, str, tuple[int, ...], Callable[..., Buffer] | None, int]
+
+_Call = TypeVar("_Call", bound=Call)
 
 # (ring, flags, sleeping threads, slots with sleepers): whom to wake.
 Wake = tuple[ExecutorRing, int, int, list[int]]
@@ -49,11 +51,12 @@ DELIVERING: Final[int]
 THREAD: Final[int]
 LOOP: Final[int]
 
-# What `ProducerRing.submit` returns instead of a ticket; all negative.
+# What `ProducerRing.submit` returns instead of a ticket, and `reserve` of a loan; all negative.
 SUBMIT_FULL: Final[int]
 SUBMIT_MISFIT: Final[int]
 SUBMIT_CLOSED: Final[int]
 SUBMIT_FORKED: Final[int]
+SUBMIT_LENT: Final[int]  # half of the slots are lent
 
 # Flags in what `Batch.complete` and `Inbox.pop_attention` return.
 WAKE_ASYNC: Final[int]
@@ -163,6 +166,11 @@ class ProducerRing:
         that is not launched by *deadline_ns*, unless that is 0, never runs.
         Cost: one copy; a system call only if the executor sleeps.
         """
+    def reserve(self, tell: Callable[[], object], /) -> Loan | int:
+        """Lend a free slot, to write an input into it; or return SUBMIT_... (< 0).
+
+        *tell* is called when it is given back without a call while somebody is `queueing`.
+        """
     def move(
         self,
         segment: Buffer,
@@ -223,6 +231,41 @@ class ProducerRing:
     def wake_completions(self) -> None:
         """Wake this process's sleepers on the connection's futex, if there are any."""
 
+class Loan:
+    """A slot that is lent to its own process, to write an input into it.
+
+    Given back by `close`, or when nobody has it any more, nor a value of it.
+    """
+
+    def value(self, column: int, /) -> Lent:
+        """Return where a parameter's value stands; for a move of the ring, where it stood."""
+    def spawn(
+        self,
+        made: type[_Call],
+        connection: Any,
+        limits: Any,
+        values: tuple[Any, ...],
+        deadline_ns: int,
+        /,
+    ) -> _Call | int:
+        """Publish this slot; return a call of the type *made*, or SUBMIT_... (< 0).
+
+        *values* and *deadline_ns* as of `ProducerRing.submit`, with SPAWNED. An array over `value`
+        stands where it belongs and is not copied. The loan is over then, but not after
+        SUBMIT_MISFIT. SUBMIT_CLOSED also where the ring is dead, or has moved.
+
+        Raises:
+            ValueError: it was published, or closed, before.
+        """
+    def close(self) -> None:
+        """Give the slot back, unless it was published. Idempotent."""
+
+class Lent(Buffer):
+    """One value of a lent slot, whose memory it holds; of a result that holds the slot, too.
+
+    Writable until the call is published, or the slot given back.
+    """
+
 class Failure:
     """An outcome that is an error; None of a call that expired, of which only who made it knows
     by when it was to be launched."""
@@ -242,13 +285,19 @@ class Call:
     def __new__(cls, connection: Any, ticket: int, limits: Any, /) -> Self: ...
     _limits: Any
     _outcome: Any  # to be set before `_state`
-    _state: int  # 0: it waits for its outcome; 1: that is a value; 2: an error
+    _state: int  # 0: it waits for its outcome; 1: that is a value; 2: an error; 3: it was lent
     _shared: bool  # somebody may wait for it, who is to be told
     _sleepers: int  # threads that sleep for it in the core; read-only
     _connection: Any  # read-only, as is the ticket
     _ticket: int
     def _settle(self) -> bool:
         """Take the outcome if it is there; True once it is. Does not block; frees the slot."""
+    def _lend(self, spin_ns: int, tell: Callable[[], object], /) -> Any:
+        """Return the result where it stands, a `Lent`, after which there is no outcome.
+
+        Else PENDING, after spinning; or None where it is not an array of fixed shape, or not
+        there, or half of the slots are lent. *tell* as of `ProducerRing.reserve`.
+        """
 
 class GetVerb:
     """`get` in the class of calls: takes an outcome that is there, or that spinning brings.

@@ -156,7 +156,7 @@ tell_queue(PyObject *connection, const producer *ring)
 
 /* ---- Call ------------------------------------------------------------------------------- */
 
-enum { CALL_WAITING = 0, CALL_VALUE = 1, CALL_ERROR = 2 };
+enum { CALL_WAITING = 0, CALL_VALUE = 1, CALL_ERROR = 2, CALL_LENT = 3 };
 
 typedef struct {
     PyObject_HEAD
@@ -204,6 +204,28 @@ call_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         self->state = CALL_WAITING;
     }
     Py_DECREF(ring);
+    return (PyObject *)self;
+}
+
+PyObject *
+call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring,
+           loan *reserved, PyObject *values, uint64_t deadline_ns, long *refusal)
+{
+    call *self = new_self(made);
+    if (self == NULL) {
+        *refusal = SUBMIT_RAISED;
+        return NULL;
+    }
+    uint64_t ticket;
+    call_begin(self, connection, ring, limits);
+    *refusal = producer_begin(ring, reserved, values, SUBMIT_SPAWNED, deadline_ns, &ticket);
+    if (*refusal != 0) {
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
+    self->ticket = (long long)ticket;
+    self->unlimited = reserved == NULL; /* so a verb says; of others Python knows */
+    self->state = CALL_WAITING;
     return (PyObject *)self;
 }
 
@@ -322,8 +344,36 @@ call_settle_now(call *self, PyObject *Py_UNUSED(ignored))
                 : PyObject_CallMethod((PyObject *)self, "_settle_otherwise", NULL);
 }
 
+/* _lend(spin_ns, tell) -> Lent, PENDING or None, as producer_lend; with a Lent the call is over, and
+ * has no outcome for anybody else. */
+static PyObject *
+call_lend(call *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (arguments(nargs, 2) != 0) {
+        return NULL;
+    }
+    long long spin_ns = PyLong_AsLongLong(args[0]);
+    if (spin_ns == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    producer *ring = self->ring;
+    if (self->state != CALL_WAITING || ring == NULL || producer_forked(ring)) {
+        Py_RETURN_NONE;
+    }
+    int64_t index = producer_find(ring, (uint64_t)self->ticket);
+    if (index < 0) {
+        Py_RETURN_NONE;
+    }
+    PyObject *found = producer_lend(ring, (uint32_t)index, spin_ns, args[1]);
+    if (found != NULL && Py_TYPE(found) == lent_type) {
+        self->state = CALL_LENT;
+    }
+    return found;
+}
+
 static PyMethodDef call_methods[] = {
     {"_settle", (PyCFunction)call_settle_now, METH_NOARGS, NULL},
+    {"_lend", (PyCFunction)(void (*)(void))call_lend, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -590,28 +640,6 @@ verb_result(PyObject *connection, producer *ring, PyObject *conclude, PyObject *
 }
 
 static PyObject *
-verb_spawned(const verb *self, PyObject *connection, producer *ring, PyObject *args,
-             long *refusal)
-{
-    call *made = new_self(self->made);
-    if (made == NULL) {
-        *refusal = SUBMIT_RAISED;
-        return NULL;
-    }
-    uint64_t ticket;
-    call_begin(made, connection, ring, self->limits);
-    *refusal = producer_begin(ring, args, SUBMIT_SPAWNED, 0, &ticket);
-    if (*refusal == 0) {
-        made->ticket = (long long)ticket;
-        made->unlimited = true;
-        made->state = CALL_WAITING;
-        return (PyObject *)made;
-    }
-    Py_DECREF(made);
-    return NULL;
-}
-
-static PyObject *
 verb_call(verb *self, PyObject *args, PyObject *kwargs)
 {
     if (PyErr_CheckSignals() != 0) { /* before anything: a loop in C may be what calls */
@@ -629,10 +657,10 @@ verb_call(verb *self, PyObject *args, PyObject *kwargs)
     Py_INCREF((PyObject *)ring);
     long refusal;
     if (self->made != NULL) {
-        result = verb_spawned(self, connection, ring, args, &refusal);
+        result = call_spawn(self->made, connection, self->limits, ring, NULL, args, 0, &refusal);
     } else {
         uint64_t ticket, since_ns = timeout == Py_None ? 0 : now_ns();
-        refusal = producer_begin(ring, args, 0, 0, &ticket);
+        refusal = producer_begin(ring, NULL, args, 0, 0, &ticket);
         if (refusal == 0) {
             result = verb_result(connection, ring, conclude, timeout, since_ns, ticket);
         }

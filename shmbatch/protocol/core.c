@@ -300,6 +300,8 @@ core_exec(PyObject *module)
 {
     if (map_fork_word() != 0 || add_type(module, &bell_spec, NULL) != 0
         || add_type(module, &producer_spec, &producer_type) != 0
+        || add_type(module, &loan_spec, &loan_type) != 0
+        || add_type(module, &lent_spec, &lent_type) != 0
         || add_type(module, &failure_spec, &failure_type) != 0
         || add_type(module, &call_spec, &call_type) != 0
         || add_type(module, &get_verb_spec, NULL) != 0
@@ -341,6 +343,7 @@ core_exec(PyObject *module)
         {"SUBMIT_MISFIT", SUBMIT_MISFIT},
         {"SUBMIT_CLOSED", SUBMIT_CLOSED},
         {"SUBMIT_FORKED", SUBMIT_FORKED},
+        {"SUBMIT_LENT", SUBMIT_LENT},
         {"WAITING", WAITING},
         {"STAGING", STAGING},
         {"RUNNING", RUNNING},

@@ -6,6 +6,7 @@
  *   segment.c    a segment as either end sees it: where its words and columns are
  *   producer.c   ProducerRing, the producer's end
  *   calling.c    Verb and Call: a call from its handle and back, without Python
+ *   lending.c    Loan and Lent: slots that are lent to their own process
  *   moving.c     how it goes over to the segment of another executor
  *   executor.c   ExecutorRing and Inbox: the executor's ends, of one connection and one function
  *   batch.c      Batch and Phases: the rows of one batch, and how long they took
@@ -378,15 +379,21 @@ enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 /* ---- types, each in the file of its name -------------------------------------------------- */
 
 extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
-    watchdog_spec, failure_spec, call_spec, get_verb_spec, verb_spec;
+    watchdog_spec, failure_spec, call_spec, get_verb_spec, verb_spec, loan_spec, lent_spec;
 extern PyTypeObject *producer_type, *executor_type, *batch_type, *phases_type; /* set at import, immortal */
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
 
 /* Of the module: apart.c. */
 PyObject *core_close_apart(PyObject *module, PyObject *descriptor);
 
-/* What ProducerRing.submit returns instead of a ticket. */
-enum { SUBMIT_FULL = -1, SUBMIT_MISFIT = -2, SUBMIT_CLOSED = -3, SUBMIT_FORKED = -4 };
+/* What ProducerRing.submit returns instead of a ticket, and `reserve` instead of a loan. */
+enum {
+    SUBMIT_FULL = -1,
+    SUBMIT_MISFIT = -2,
+    SUBMIT_CLOSED = -3,
+    SUBMIT_FORKED = -4,
+    SUBMIT_LENT = -5, /* half of the slots are */
+};
 /* Flag of ProducerRing.submit, beside RING_ASYNC: the result may be copied out before its caller
  * asks for it, to make room. */
 enum { SUBMIT_SPAWNED = 0x100 };

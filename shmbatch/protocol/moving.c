@@ -10,6 +10,7 @@
  *     TAKEN                     published again if it may run once more, else DONE with an error
  *     DONE                      DONE, with its result or error
  *     CANCELLED, ABANDONED      FREE
+ *     lent to our own process   FREE; the loan goes on in the old one (L4 of lending.c)
  *
  *   M1  The old executor is dead before its segment is looked at: what is READY then has not run
  *       and never will, so it runs once. The caller sees to that, by the pidfd.
@@ -197,6 +198,13 @@ producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs)
         producer_free(self, self->withdrawn[i]);
     }
     self->withdrawn_count = 0;
+    for (uint32_t i = 0; self->lent > 0; i++) {
+        if (self->own[i] == OWN_LENT) {
+            self->own[i] = OWN_FREE;
+            producer_free(self, i);
+            self->lent--;
+        }
+    }
     uint32_t published = moving_calls(self, &old->shared, order, count, record,
                                       (uint32_t)record_nbytes, (unsigned)most_runs);
     atomic_fetch_add_explicit(completions, RING_COMPLETION_STEP,

@@ -86,8 +86,7 @@ producer_put_back(producer *self, uint32_t index)
     producer_notify(self, 1); /* one of our own threads may wait for just this */
 }
 
-/* Collect withdrawn slots that the executor has handed back. */
-static void
+void
 producer_reclaim(producer *self)
 {
     uint32_t kept = 0;
@@ -135,14 +134,12 @@ producer_wake(producer *self, uint32_t sleeping)
     return result == NULL ? -1 : 0;
 }
 
-/* Take a free slot, copy what is held into it and publish it, as producer_begin; SUBMIT_CLOSED if
- * it came too late. Large values are copied without the GIL. */
+/* Copy what is held into a slot that is being written and publish it, as producer_begin;
+ * SUBMIT_CLOSED if it came too late. Large values are copied without the GIL. */
 static long
-producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsigned long flags,
-                 uint64_t deadline_ns, uint64_t *ticket)
+producer_publish(producer *self, uint32_t index, const held_value *held, Py_ssize_t nbytes,
+                 unsigned long flags, uint64_t deadline_ns, uint64_t *ticket)
 {
-    uint32_t index = producer_claim(self);
-    self->own[index] = OWN_WRITING;
     uint32_t moves;
     do { /* again where the ring has moved meanwhile, and what was written stayed behind */
         moves = self->moves;
@@ -177,9 +174,23 @@ producer_publish(producer *self, const held_value *held, Py_ssize_t nbytes, unsi
     return 0;
 }
 
+/* Bytes of what is held that stand in their slot already, and will not be copied. */
+static Py_ssize_t
+producer_in_place(const producer *self, uint32_t index, const held_value *held)
+{
+    Py_ssize_t nbytes = 0;
+    for (Py_ssize_t i = 0; i < self->shared.column_count; i++) {
+        const column *values = &self->shared.columns[i];
+        if (values->kind == KIND_ARRAY && held[i].view.buf == value_at(values, index)) {
+            nbytes += held[i].nbytes;
+        }
+    }
+    return nbytes;
+}
+
 long
-producer_begin(producer *self, PyObject *values, unsigned long flags, uint64_t deadline_ns,
-               uint64_t *ticket)
+producer_begin(producer *self, loan *reserved, PyObject *values, unsigned long flags,
+               uint64_t deadline_ns, uint64_t *ticket)
 {
     if (producer_forked(self)) {
         return SUBMIT_FORKED;
@@ -201,13 +212,19 @@ producer_begin(producer *self, PyObject *values, unsigned long flags, uint64_t d
                          &held[fitting])) {
         nbytes += held[fitting++].nbytes;
     }
+    uint32_t index = 0;
     long refusal = fitting < count ? SUBMIT_MISFIT : 0;
-    if (refusal == 0 && self->free_count == 0) {
-        producer_reclaim(self);
-        refusal = self->free_count == 0 ? SUBMIT_FULL : 0;
+    if (refusal == 0 && reserved != NULL) {
+        refusal = !self->dead && loan_take(reserved, &index) ? 0 : SUBMIT_CLOSED;
+        nbytes -= refusal == 0 ? producer_in_place(self, index, held) : 0;
+    } else if (refusal == 0 && producer_has_free(self)) {
+        index = producer_claim(self);
+    } else if (refusal == 0) {
+        refusal = SUBMIT_FULL;
     }
     if (refusal == 0) {
-        refusal = producer_publish(self, held, nbytes, flags, deadline_ns, ticket);
+        self->own[index] = OWN_WRITING;
+        refusal = producer_publish(self, index, held, nbytes, flags, deadline_ns, ticket);
     }
     for (Py_ssize_t i = 0; i < fitting; i++) {
         value_let_go(&self->shared.columns[i], &held[i]);
@@ -235,7 +252,7 @@ producer_submit(producer *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     uint64_t ticket;
-    long refusal = producer_begin(self, args[0], flags, deadline_ns, &ticket);
+    long refusal = producer_begin(self, NULL, args[0], flags, deadline_ns, &ticket);
     if (refusal == SUBMIT_RAISED) {
         return NULL;
     }
@@ -265,36 +282,10 @@ producer_slot(const producer *self, PyObject *ticket)
 PyObject *
 producer_take(producer *self, uint32_t index, int64_t spin_ns)
 {
-    if (self->own[index] == OWN_READING) {
+    if (!producer_done(self, index, spin_ns)) {
         return Py_NewRef(pending_object);
     }
-    bool done = ring_state(ring_look(&self->ring, index)) == RING_DONE;
-    bool spun = !done && spin_ns > 0;
-    if (spun) {
-        uint32_t generation = self->generations[index], moves = self->moves;
-        ring_producer ring = self->ring;
-        producer_enter(self);
-        Py_BEGIN_ALLOW_THREADS
-        uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
-        do {
-            for (int i = 0; i < 32 && !done; i++) {
-                pause_cpu();
-                done = ring_state(ring_look(&ring, index)) == RING_DONE;
-            }
-        } while (!done && now_ns() < until_ns);
-        Py_END_ALLOW_THREADS
-        producer_leave(self);
-        if (self->generations[index] != generation || self->own[index] != OWN_PUBLISHED
-            || self->moves != moves) {
-            return Py_NewRef(pending_object); /* another thread got there first */
-        }
-    }
-    if (!done) {
-        return Py_NewRef(pending_object);
-    }
-    self->spins_won += spun;
-    const ring_control *control = &self->ring.words.controls[index];
-    if (atomic_load_explicit(&control->outcome, memory_order_relaxed) != RING_VALUE) {
+    if (!producer_has_value(self, index)) {
         return Py_NewRef(failed_object);
     }
     self->own[index] = OWN_READING;
@@ -610,6 +601,7 @@ producer_active(producer *self, void *Py_UNUSED(closure))
 
 static PyMethodDef producer_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))producer_submit, METH_FASTCALL, NULL},
+    {"reserve", (PyCFunction)producer_reserve, METH_O, NULL},
     {"move", (PyCFunction)(void (*)(void))producer_move, METH_FASTCALL, NULL},
     {"poll", (PyCFunction)(void (*)(void))producer_poll, METH_FASTCALL, NULL},
     {"error", (PyCFunction)producer_error, METH_O, NULL},

@@ -1,4 +1,4 @@
-/* producer.h: what producer.c and moving.c know of a producer's end. */
+/* producer.h: what producer.c, lending.c and moving.c know of a producer's end. */
 #ifndef SHMBATCH_PRODUCER_H
 #define SHMBATCH_PRODUCER_H
 
@@ -7,7 +7,7 @@
 #pragma GCC visibility push(hidden)
 
 /* What the producer itself knows of a slot. */
-enum { OWN_FREE = 0, OWN_WRITING, OWN_PUBLISHED, OWN_READING, OWN_WITHDRAWN };
+enum { OWN_FREE = 0, OWN_WRITING, OWN_PUBLISHED, OWN_READING, OWN_WITHDRAWN, OWN_LENT };
 
 /* A segment that the ring has moved out of, and the next such. */
 typedef struct left_behind {
@@ -33,6 +33,7 @@ typedef struct {
     uint32_t free_count;
     uint32_t *withdrawn; /* slots the executor has yet to hand back */
     uint32_t withdrawn_count;
+    uint32_t lent; /* slots that are lent */
     unsigned threads_joined; /* sleepers on completions, of this process */
     unsigned loops_joined;
     unsigned long long spins_won; /* polls that spun and got their result */
@@ -46,6 +47,9 @@ typedef struct {
     unsigned inside;              /* threads that may hold pointers into the memory without the GIL */
     left_behind *left;            /* unmapped when nobody is inside */
 } producer;
+
+/* A slot that is lent to its own process: lending.c. */
+typedef struct loan loan;
 
 static inline bool
 producer_forked(const producer *self)
@@ -88,10 +92,23 @@ producer_claim(producer *self)
 /* The same of a slot that a call of ours had; tells whoever waits for one. */
 void producer_put_back(producer *self, uint32_t index);
 
-/* Publish one call, whose arguments are the tuple *values*. 0: *ticket is its; below 0: it was
- * refused, SUBMIT_...; SUBMIT_RAISED: there is an exception. */
-long producer_begin(producer *self, PyObject *values, unsigned long flags, uint64_t deadline_ns,
-                    uint64_t *ticket);
+/* Collect withdrawn slots that the executor has handed back. */
+void producer_reclaim(producer *self);
+
+static inline bool
+producer_has_free(producer *self)
+{
+    if (self->free_count == 0) {
+        producer_reclaim(self);
+    }
+    return self->free_count > 0;
+}
+
+/* Publish one call, whose arguments are the tuple *values*, in the slot that was *reserved*, if
+ * that is not NULL. 0: *ticket is its; below 0: it was refused, SUBMIT_...; SUBMIT_RAISED: there is
+ * an exception. */
+long producer_begin(producer *self, loan *reserved, PyObject *values, unsigned long flags,
+                    uint64_t deadline_ns, uint64_t *ticket);
 enum { SUBMIT_RAISED = 1 };
 
 /* The slot of a live ticket, -1 if the ticket is over. */
@@ -118,12 +135,26 @@ int producer_sleep(producer *self, uint64_t ticket);
 
 /* calling.c */
 extern PyTypeObject *call_type, *failure_type, *verb_type; /* set at import, immortal */
+/* Publish a call, as producer_begin with SUBMIT_SPAWNED, and return a Call of the type
+ * *made*, which there is before it is published: so no call is lost. Else NULL, and *refusal. */
+PyObject *call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring,
+                     loan *reserved, PyObject *values, uint64_t deadline_ns, long *refusal);
 /* Make the exception that is set a Failure, if it is an Exception; NULL with it if not. */
 PyObject *failure_of_exception(void);
 
 /* moving.c */
 PyObject *producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs);
 void producer_unmap_left(producer *self);
+
+/* lending.c */
+/* The method `reserve` of a ring: a Loan, or why there is none, SUBMIT_...; *tell* as of `loan`. */
+PyObject *producer_reserve(producer *self, PyObject *tell);
+/* A Lent of the result in a slot, whose call is over then; PENDING as producer_take; None if it
+ * is not for lending, and has to be taken. */
+PyObject *producer_lend(producer *self, uint32_t index, int64_t spin_ns, PyObject *tell);
+/* Take the slot that was reserved, to publish it: the loan is over. False if it is not there. */
+bool loan_take(loan *self, uint32_t *index);
+extern PyTypeObject *loan_type, *lent_type;
 
 /* Between these the memory stays mapped, although the ring may move when the GIL is released. */
 static inline void
@@ -138,6 +169,47 @@ producer_leave(producer *self)
     if (--self->inside == 0 && self->left != NULL) {
         producer_unmap_left(self);
     }
+}
+
+/* Whether the call in a slot is done, having spun for it at most *spin_ns*, without the GIL. No
+ * where another thread is taking it, or has changed something meanwhile. */
+static inline bool
+producer_done(producer *self, uint32_t index, int64_t spin_ns)
+{
+    if (self->own[index] == OWN_READING) {
+        return false;
+    }
+    bool done = ring_state(ring_look(&self->ring, index)) == RING_DONE;
+    if (done || spin_ns <= 0) {
+        return done;
+    }
+    uint32_t generation = self->generations[index], moves = self->moves;
+    ring_producer ring = self->ring;
+    producer_enter(self);
+    Py_BEGIN_ALLOW_THREADS
+    uint64_t until_ns = now_ns() + (uint64_t)spin_ns;
+    do {
+        for (int i = 0; i < 32 && !done; i++) {
+            pause_cpu();
+            done = ring_state(ring_look(&ring, index)) == RING_DONE;
+        }
+    } while (!done && now_ns() < until_ns);
+    Py_END_ALLOW_THREADS
+    producer_leave(self);
+    if (self->generations[index] != generation || self->own[index] != OWN_PUBLISHED
+        || self->moves != moves) {
+        return false; /* another thread got there first */
+    }
+    self->spins_won += done;
+    return done;
+}
+
+/* Whether a call that is done has a result, and not an error. */
+static inline bool
+producer_has_value(const producer *self, uint32_t index)
+{
+    const ring_control *control = &self->ring.words.controls[index];
+    return atomic_load_explicit(&control->outcome, memory_order_relaxed) == RING_VALUE;
 }
 
 #pragma GCC visibility pop

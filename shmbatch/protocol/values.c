@@ -309,7 +309,9 @@ store_other(const column *self, const held_value *held, char *at)
         memcpy(at + self->offset, held->view.buf, length);
         break;
     case KIND_ARRAY:
-        memcpy(at, held->view.buf, length);
+        if (held->view.buf != at) { /* else it was written in place */
+            memcpy(at, held->view.buf, length);
+        }
         break;
     }
 }

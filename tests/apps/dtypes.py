@@ -1,6 +1,7 @@
 """For every dtype a function on arrays and one on tensors that give back what they were given."""
 
 # mypy: ignore-errors
+# ruff: noqa: F722 - jaxtyping reads these strings
 
 from __future__ import annotations
 
@@ -31,3 +32,13 @@ for _dtype in WIRE_DTYPES:
     _serve(f"tensor_{_dtype}", Tensor, _dtype)
     if _dtype not in RAW_DTYPES:
         _serve(f"array_{_dtype}", np.ndarray, _dtype)
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0)
+def added(
+    xs: jaxtyping.Float32[Tensor, "batch 4"],
+    ys: jaxtyping.BFloat16[Tensor, "batch 4"],
+    names: list[str],
+) -> jaxtyping.BFloat16[Tensor, "batch 4"]:
+    return xs.to(ys.dtype) + ys

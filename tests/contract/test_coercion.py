@@ -267,8 +267,10 @@ def test_contiguous_values_are_not_copied() -> None:
 
     assert np.shares_memory(IMAGE.coerce(array, SUBJECT), array)
     assert np.shares_memory(IMAGE.coerce(tensor, SUBJECT), tensor.numpy())
-    view = np.asarray(array_column("bfloat16", 3, 4).coerce(raw, SUBJECT))
-    assert np.shares_memory(view, raw.view(torch.uint16).numpy())
+    raw_column = array_column("bfloat16", 3, 4)
+    coerced = raw_column.coerce(raw, SUBJECT)
+    assert np.shares_memory(np.asarray(coerced), raw.view(torch.uint16).numpy())
+    assert raw_column.coerce(coerced, SUBJECT) is coerced  # once it is what the core takes
 
 
 def test_not_a_number_and_infinities_pass_in_arrays() -> None:
