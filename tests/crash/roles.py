@@ -139,7 +139,12 @@ def values(name: str) -> None:
     assert handle(name, "echoes").remote(BLOB) == BLOB
     result = handle(name, "sums").remote(np.ones(4, np.float32), np.ones(3, np.float32))
     assert result.tolist() == [7.0] * 20_000
-    assert handle(name, "sorts").remote(np.array([3, 1, 2])).tolist() == [1, 2, 3]
+    sorts = handle(name, "sorts")
+    assert sorts.remote(np.array([3, 1, 2])).tolist() == [1, 2, 3]
+    with sorts.reserve(), sorts.reserve() as slot:
+        slot[0][:] = 3, 1, 2
+        with slot.spawn().borrow() as ordered:
+            assert ordered.tolist() == [1, 2, 3]
     expect(ValueError, lambda: handle(name, "refuses").remote(1))
     picky = handle(name, "picky")
     first, *others = [picky.spawn(x) for x in range(3)]
@@ -185,12 +190,17 @@ def moved(name: str) -> Iterator[None]:
     assert double.remote(2) == 4
     assert never.spawn(5).cancel()
     waiting = [never.spawn(0)]  # with those of others not enough for a batch
+    sorts = handle(name, "sorts")
+    reserved, borrowed = sorts.reserve(), sorts.spawn(np.array([3, 1, 2])).borrow()
+    slot, ordered = reserved.__enter__(), borrowed.__enter__()
+    slot[0][:] = 6, 5, 4
     executor = os.pidfd_open(shmbatch.statistics(name)["pid"])
     launched = handle(name, "kills").spawn(1)
     processes.readable(executor, "the executor is dead")
     os.close(executor)
     yield
     expect(errors.ExecutorGone, launched.get)
+    assert (ordered.tolist(), slot.remote().tolist()) == ([1, 2, 3], [4, 5, 6])
     assert [double.remote(x) for x in range(3)] == [0, 2, 4]
     assert done.get() == 2
     waiting += [never.spawn(x) for x in range(1, 4)]
