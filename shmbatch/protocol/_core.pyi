@@ -439,7 +439,7 @@ class Batch:
         That are those that were given up, and those whose producers are gone.
         """
     def complete(self) -> list[Wake] | None:
-        """Publish every outcome, wake whom the core can, empty the batch; return whom else to wake.
+        """Publish every outcome, empty the batch, wake whom the core can; return whom it cannot.
 
         Cost: a system call for each sleeper of a ring that `wakes`.
         """
