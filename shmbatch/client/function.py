@@ -331,15 +331,15 @@ class Function:
                 slot["threshold"] = 0.5
                 boxes = slot.remote()  # or call = slot.spawn()
 
-        Entering it waits for a slot as a call would. Leaving it without a call gives that back.
-        Half of a connection's slots at most may be reserved or borrowed at a time, so that nobody
-        waits for slots that his own thread holds.
+        Entering it waits for a slot, and raises, as a call does; leaving it without a call gives
+        the slot back. Half of a connection's slots at most may be reserved or borrowed at a time,
+        so that nobody waits for slots that his own thread holds.
 
-        Cost: no copy of arrays; some microseconds more than `remote` takes apart from its copy.
+        Cost: no copy of arrays of fixed shape; some microseconds more than `remote` without one.
 
-        Raises, on entering:
-            RingFull: the handle's timeout passed before there was a slot; or half of the slots
-                are reserved or borrowed, at once.
+        Raises:
+            RingFull: the handle's timeout passed before there was a slot; or, at once, half of
+                the slots are reserved or borrowed.
             as `remote`, else.
         """
         return Reservation(self)
