@@ -140,14 +140,25 @@ class FunctionCall(Call):
         return Borrowed(self, timeout)
 
     def _borrow(self, timeout: float | None) -> Any:
+        lent = self._wait_to_borrow(timeout)
         connection = self._connection
+        try:
+            if lent is not None:
+                return result_over(connection, lent)
+            result = self._result()
+        finally:
+            del self  # as in `get`
+        return read_only(result) if connection.signature.result.kind == "array" else result
+
+    def _wait_to_borrow(self, timeout: float | None) -> Lent | None:
+        """Return the result in its slot; None once there is an outcome that is not to be lent."""
         until_ns = deadline_after(timeout)
-        spin_ns = connection.ring.spin_ns
+        tell, spin_ns = self._connection.slots.tell, self._connection.ring.spin_ns
         lent: Lent | None = None
 
         def settled() -> bool:
             nonlocal lent, spin_ns
-            found = self._lend(spin_ns, connection.slots.tell)
+            found = self._lend(spin_ns, tell)
             spin_ns = 0
             if found is PENDING:
                 return self._limits is not UNLIMITED and self._lapse()
@@ -159,11 +170,7 @@ class FunctionCall(Call):
 
         if not settled():
             self._wait(until_ns, timeout, settled)
-        if lent is not None:
-            return result_over(connection, lent)
-        is_array = connection.signature.result.kind == "array"
-        result = self._result()
-        return read_only(result) if is_array else result
+        return lent
 
     @staticmethod
     async def _gather_aio(

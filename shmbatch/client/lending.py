@@ -51,8 +51,11 @@ class Borrowed:
         self._result: Any = None
 
     def __enter__(self) -> Any:
-        self._result = self._call._borrow(self._timeout)
-        return self._result
+        try:
+            self._result = self._call._borrow(self._timeout)
+            return self._result
+        finally:
+            del self  # as in `FunctionCall.get`
 
     def __exit__(
         self,

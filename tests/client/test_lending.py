@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -257,6 +258,25 @@ def test_what_is_no_array_or_was_copied_out_before_is_given_as_it_is(
         with call.borrow() as result:
             assert (result == number).all()
             assert not result.flags.writeable
+
+
+def test_an_error_that_borrowing_raised_is_let_go_of(scaled: shmbatch.Function) -> None:
+    """Its traceback has frames that have the call, which has the error."""
+    late = scaled.with_options(deadline_ms=1e-6)
+
+    def raised() -> weakref.ref[BaseException]:
+        try:
+            with late.spawn(ONES, 2.0, {}).borrow():
+                pass
+        except errors.DeadlineExceeded as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    gc.disable()
+    try:
+        assert raised()() is None
+    finally:
+        gc.enable()
 
 
 def test_borrowing_raises_what_get_would(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import sys
 import threading
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shmbatch.protocol._core import (
     CLOSED,
@@ -387,6 +390,94 @@ def test_a_forked_child_takes_nothing_and_gives_nothing_back() -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert wire.read(wire.state_offset(1)) == state
     assert spawned(wire, loan, floats(loan.value(0)), 1) >= 0
+
+
+STEPS = ("reserve", "write", "spawn", "close", "drop", "submit", "take", "complete")
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.sampled_from((*STEPS, "poll", "lend", "forget", "move")), max_size=60),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_whatever_happens_a_slot_is_one_users_and_what_is_lent_stays(
+    capacity: int, steps: list[str], chance: random.Random
+) -> None:
+    """Calls are echoed, and at moves nothing is lost; the books are kept beside."""
+    wire = Wire(signature(ROW, result=ROW), capacity)
+    producer, served = wire.producer, Served(wire)
+    stack = np.zeros((16, 4), np.float32)
+    calls: dict[int, float] = {}  # of tickets that are not over
+    reserved_: list[tuple[Loan, np.ndarray, int]] = []  # with how often the ring had moved
+    borrowed: list[tuple[np.ndarray, float, int]] = []
+    numbers = iter(range(1, 1000))
+
+    def take() -> None:
+        if served.batch.count == 0:
+            served.take()
+
+    def complete() -> None:
+        if served.batch.count:
+            (rows,) = served.batch.gather([(stack, stack)])
+            served.answer(*rows.copy())
+
+    def any_of(what: list[Any]) -> Any:
+        return what.pop(chance.randrange(len(what)))
+
+    for step in steps:
+        if step == "reserve":
+            loan = producer.reserve(int)
+            if not isinstance(loan, int):
+                row = floats(loan.value(0))
+                row[:] = next(numbers)
+                reserved_.append((loan, row, producer.moves))
+        elif step == "write":
+            for _, row, _ in reserved_:
+                row[:] = next(numbers)
+        elif step in ("spawn", "close", "drop") and reserved_:
+            loan, row, moves = any_of(reserved_)
+            if step == "spawn":
+                value = float(row[0])
+                ticket = spawned(wire, loan, row)
+                assert (ticket == SUBMIT_CLOSED) == (moves != producer.moves)
+                if ticket != SUBMIT_CLOSED:
+                    calls[ticket] = value
+            elif step == "close":
+                loan.close()
+        elif step == "submit" and producer.free_slots:
+            value = float(next(numbers))
+            calls[wire.submit(np.full(4, value, np.float32))] = value
+        elif step == "take":
+            take()
+        elif step == "complete":
+            complete()
+        elif step == "poll":
+            for ticket in list(calls):
+                result = producer.poll(ticket, 0)
+                if result is not PENDING:
+                    assert result.tolist() == [calls.pop(ticket)] * 4
+        elif step == "lend":
+            for ticket in list(calls):
+                value_or_not = call_of(wire, ticket)._lend(0, int)
+                if type(value_or_not) is Lent:
+                    borrowed.append((floats(value_or_not), calls.pop(ticket), producer.moves))
+                    break
+        elif step == "forget" and borrowed:
+            any_of(borrowed)
+        elif step == "move":
+            complete()
+            wire = Wire(wire.signature, capacity)
+            before, served = served, Served(wire)
+            producer.move(wire.memory, wire.bell_memory, int, GONE, 2)
+            wire.producer = producer
+            del before
+        loan = row = value_or_not = None
+        lent_now = [each for each in (*reserved_, *borrowed) if each[2] == producer.moves]
+        assert producer.free_slots == capacity - len(calls) - len(lent_now)
+        assert len(lent_now) <= capacity // 2
+        for array_, value, _ in borrowed:
+            assert array_.tolist() == [value] * 4
 
 
 def test_nothing_is_left_of_many_loans() -> None:
