@@ -36,7 +36,7 @@ class Reservation:
     one value has, a CPU tensor where the function takes tensors (an array with
     ``arrays="numpy"``). What it holds before it is written is undefined, as with ``numpy.empty``.
     ``slot["frame"] = value`` copies a value there. Any other parameter has to be set, and is
-    checked when the call is made.
+    checked when the call is made; one that was not, or an array never asked for, is missing then.
 
     `remote` or `spawn` makes it a call, once. From then on, and from the end of the ``with`` on,
     the memory may belong to another call, and must not be written to any more: arrays that the
@@ -91,7 +91,7 @@ class Reservation:
         if column.kind != "array":
             self._values[number] = value
             return
-        if number in self._arrays and value is self._arrays[number][1]:
+        if value is self._arrays.get(number, (None, self))[1]:
             return  # after ``slot["frame"] += 1``
         subject = f"parameter {column.name!r} of {self._function.address}"
         coerced: Any = column.coerce(value, subject)
@@ -110,12 +110,14 @@ class Reservation:
         )
 
     def _array(self, number: int, column: Column) -> tuple[Array, Any]:
-        if number not in self._arrays:
+        found = self._arrays.get(number)
+        if found is None:
             assert self._loan is not None
             array = array_over(column, self._loan.value(number))
             view = viewer(column, self._connection.arrays, f"parameter {column.name!r}")
-            self._arrays[number] = array, array if view is None else view(array)
-        return self._arrays[number]
+            shown = array if view is None else view(array)
+            found = self._arrays.setdefault(number, (array, shown))  # another thread may ask, too
+        return found
 
     # ---- the call ------------------------------------------------------------------------
 
@@ -165,8 +167,8 @@ class Reservation:
     def _given(self) -> dict[str, Any]:
         """Return the arguments by name; those in the slot as the core takes them."""
         columns = self._connection.signature.parameters
-        given = {columns[number].name: value for number, value in self._values.items()}
-        for number, (array, _) in self._arrays.items():
+        given = {columns[number].name: value for number, value in self._values.copy().items()}
+        for number, (array, _) in self._arrays.copy().items():
             raw = columns[number].carrier is memoryview
             given[columns[number].name] = raw_bytes(array) if raw else array
         return given
@@ -180,10 +182,9 @@ class Reservation:
 
     def _seal(self) -> None:
         """Let nobody write any more, as far as that can be had, and forget the arrays."""
-        for array, _ in self._arrays.values():
+        arrays, self._arrays, self._values = self._arrays, {}, {}
+        for array, _ in arrays.copy().values():
             array.flags.writeable = False
-        self._arrays = {}
-        self._values = {}
 
     def _check_open(self) -> None:
         if not self._open:

@@ -15,10 +15,11 @@ from tests.native.sanitized import REPOSITORY, RUNTIMES, SECONDS, build, run
 
 BATCHES = REPOSITORY / "tests" / "protocol" / "test_core_batches.py"
 MOVING = BATCHES.with_name("test_core_moving.py")
+LENDING = BATCHES.with_name("test_core_lending.py")
 # What each compiler's core is tested with: the sanitizers of both find much the same.
 TESTS = {
-    "gcc": (BATCHES.with_name("test_core_values.py"), BATCHES, MOVING),
-    "clang": (MOVING,),
+    "gcc": (BATCHES.with_name("test_core_values.py"), BATCHES, LENDING, MOVING),
+    "clang": (LENDING, MOVING),
 }
 
 both_compilers = pytest.mark.parametrize("compiler", RUNTIMES)
