@@ -207,9 +207,9 @@ call_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-PyObject *
-call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring,
-           loan *reserved, PyObject *values, uint64_t deadline_ns, long *refusal)
+static inline PyObject *
+spawned(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring, loan *reserved,
+        PyObject *values, uint64_t deadline_ns, long *refusal)
 {
     call *self = new_self(made);
     if (self == NULL) {
@@ -227,6 +227,13 @@ call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer 
     self->unlimited = reserved == NULL; /* so a verb says; of others Python knows */
     self->state = CALL_WAITING;
     return (PyObject *)self;
+}
+
+PyObject *
+call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring,
+           loan *reserved, PyObject *values, uint64_t deadline_ns, long *refusal)
+{
+    return spawned(made, connection, limits, ring, reserved, values, deadline_ns, refusal);
 }
 
 static int
@@ -657,7 +664,7 @@ verb_call(verb *self, PyObject *args, PyObject *kwargs)
     Py_INCREF((PyObject *)ring);
     long refusal;
     if (self->made != NULL) {
-        result = call_spawn(self->made, connection, self->limits, ring, NULL, args, 0, &refusal);
+        result = spawned(self->made, connection, self->limits, ring, NULL, args, 0, &refusal);
     } else {
         uint64_t ticket, since_ns = timeout == Py_None ? 0 : now_ns();
         refusal = producer_begin(ring, NULL, args, 0, 0, &ticket);
