@@ -207,6 +207,7 @@ call_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
+/* As call_spawn; inline, since every call of a verb comes through here. */
 static inline PyObject *
 spawned(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring, loan *reserved,
         PyObject *values, uint64_t deadline_ns, long *refusal)
