@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import operator
+import os
 import signal
 import threading
 import weakref
@@ -19,6 +20,7 @@ import pytest
 from shmbatch.protocol._core import FAILED, PENDING, WAITER, Call, Failure, GetVerb, Verb
 from shmbatch.protocol.clock import now_ns
 from tests import processes
+from tests.protocol.transport_peer import is_asleep
 from tests.rings import Served, Wire
 
 PUBLISHED = "what the slow verb returns"
@@ -277,7 +279,9 @@ def test_a_sleep_that_is_interrupted_changes_nothing_of_the_call(settles: bool) 
             call._outcome, call._state = 3, 1
 
     def interrupt() -> None:
-        processes.wait_until(lambda: asleep(wire), "the caller sleeps")
+        processes.wait_until(lambda: asleep(wire), "the caller is about to sleep")
+        caller = threading.main_thread().native_id or 0
+        processes.wait_until(lambda: is_asleep(os.getpid(), caller), "the caller sleeps")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     thread = threading.Thread(target=interrupt)
