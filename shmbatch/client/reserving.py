@@ -161,6 +161,9 @@ class Reservation:
         except InputError:
             self._open.append(loan)
             raise
+        except BaseException:  # a signal handler's, when the slot was no longer ours to write to
+            self._seal()
+            raise
         self._seal()
         return call
 

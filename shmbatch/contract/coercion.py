@@ -117,13 +117,17 @@ def coerce_array(column: Column, value: object, subject: str) -> Array | memoryv
     this returned comes back as it is.
     """
     raw = column.carrier is memoryview
-    if raw and type(value) is memoryview and (value.format, value.nbytes) == ("c", column.nbytes):
+    if raw and type(value) is memoryview and _is_packed(value, column.nbytes):
         return value
     array = array_of(column, value, subject)
     if array.shape != column.shape:
         _refuse_shape(column, array.shape, subject)
     array = np.asarray(array, dtype=column.wire_dtype, order="C")
     return raw_bytes(array) if raw else array
+
+
+def _is_packed(value: memoryview[Any], nbytes: int) -> bool:
+    return value.c_contiguous and (value.format, value.shape) == ("c", (nbytes,))
 
 
 def raw_bytes(array: Array) -> memoryview[bytes]:

@@ -195,8 +195,6 @@ batch_gather_list(const batch *self, Py_ssize_t number)
     return values;
 }
 
-/* Copy the rows of an array column to the start of pair[0], unless that is None; return
- * pair[1][:count]. */
 /* Copy a column out of the slots, or into them, without the GIL if it is worth it. */
 static void
 batch_copy_freely(const batch *self, Py_ssize_t number, char *rows, bool scatter)
@@ -235,6 +233,8 @@ batch_fill(const batch *self, Py_ssize_t number, PyObject *room)
     return fits ? 0 : -1;
 }
 
+/* Copy the rows of an array column to the start of pair[0], unless that is None; return
+ * pair[1][:count]. */
 static PyObject *
 batch_gather_array(const batch *self, Py_ssize_t number, PyObject *pair)
 {

@@ -404,6 +404,18 @@ def test_a_raw_tensor_of_wrong_shape_is_refused() -> None:
     assert "got (4, 3)" in refusal(array_column("bfloat16", 3, 4), value, InputValueError)
 
 
+@pytest.mark.parametrize(
+    "bytes_of",
+    [lambda raw: raw[::2], lambda raw: raw[:24].cast("c", (2, 12))],
+    ids=["steps", "2-D"],
+)
+def test_bytes_that_the_core_would_not_take_are_refused_for_a_raw_tensor(
+    bytes_of: Callable[[memoryview[bytes]], memoryview[bytes]],
+) -> None:
+    with pytest.raises(InputError, match="must be"):
+        array_column("bfloat16", 3, 4).coerce(bytes_of(memoryview(bytes(48)).cast("c")), SUBJECT)
+
+
 def test_a_stack_where_one_value_belongs_is_refused_with_that_remedy() -> None:
     message = refusal(IMAGE, np.zeros((8, 3, 4), "float32"), InputValueError)
 
