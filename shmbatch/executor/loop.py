@@ -236,11 +236,8 @@ class Loop:
                         due_ns = batcher.due_ns
                     continue
                 until_ns = min(until_ns, batcher.due_ns)
-            elif function.expects_calls and batcher.wait_ns and not self._draining:
-                # Soon after a batch the next calls come by themselves. Looking again within
-                # wait_ms finds the first of them in time, so it need not wake us.
-                function.expects_calls = False
-                until_ns = min(until_ns, at_ns + batcher.wait_ns)
+            elif (expected_ns := self._expected_ns(function, at_ns)) != NEVER_NS:
+                until_ns = min(until_ns, expected_ns)
             else:
                 missing = 1  # the first call starts a clock that we have to see
                 continue
@@ -286,7 +283,7 @@ class Loop:
         if inbox.attention:
             self._wake(inbox.pop_attention() or ())
         if not waiting:
-            return self._expecting(function, at_ns, batcher.missing)
+            return self._wait_for(function, at_ns, batcher.missing)
         if batcher.reason is None:
             self._missing = batcher.missing
             return batcher.due_ns
@@ -300,17 +297,25 @@ class Loop:
         if batcher.lockstep:
             return IDLE_NS  # the next turn sees who is absent now
         # Whoever has called meanwhile rang the bell: nobody is to be found by looking once more.
-        return self._expecting(function, self._clock(), batcher.max_batch_size)
+        return self._wait_for(function, self._clock(), batcher.max_batch_size)
 
-    def _expecting(self, function: ServedFunction, at_ns: int, missing: int) -> int:
+    def _wait_for(self, function: ServedFunction, at_ns: int, missing: int) -> int:
         """Return what `turn` does where no call waits, and so many more make a batch due."""
+        expected_ns = self._expected_ns(function, at_ns)
+        self._missing = 1 if expected_ns == NEVER_NS else missing
+        return expected_ns
+
+    def _expected_ns(self, function: ServedFunction, at_ns: int) -> int:
+        """Return when to look for calls of a function of which none waits.
+
+        Soon after a batch the next ones come by themselves. Looking again within wait_ms finds
+        the first of them in time, so it need not wake us. `NEVER_NS`: it has to.
+        """
         wait_ns = function.batcher.wait_ns
-        if function.expects_calls and wait_ns and not self._draining:
-            function.expects_calls = False  # as in `turn`
-            self._missing = missing
-            return at_ns + wait_ns
-        self._missing = 1
-        return NEVER_NS
+        if not function.expects_calls or not wait_ns or self._draining:
+            return NEVER_NS
+        function.expects_calls = False
+        return at_ns + wait_ns
 
     def _leaves(self, function: ServedFunction) -> bool:
         """Leave a function's oldest flight under way, if something else may come meanwhile.

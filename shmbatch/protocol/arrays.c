@@ -36,17 +36,6 @@ memory_of(const column *self, PyObject *value, int ndim)
     return same ? PyArray_DATA(array) : NULL;
 }
 
-static bool
-has_row_shape(const column *self, const npy_intp *axes)
-{
-    for (int axis = 0; axis < self->ndim; axis++) {
-        if (axes[axis] != self->shape[axis]) {
-            return false;
-        }
-    }
-    return true;
-}
-
 char *
 array_of_row(const column *self, PyObject *value)
 {

@@ -470,9 +470,7 @@ batch_scatter_stack(batch *self, PyObject *stack)
     int fits = view.len == nbytes && strcmp(view.format, to->format) == 0;
     if (!raw) {
         fits = fits && view.ndim == to->ndim + 1 && view.shape[0] == (Py_ssize_t)self->count
-               && (to->ndim == 0
-                   || memcmp(&view.shape[1], to->shape, (size_t)to->ndim * sizeof(Py_ssize_t))
-                          == 0);
+               && has_row_shape(to, &view.shape[1]);
     }
     if (fits) {
         batch_copy_freely(self, -1, view.buf, true);

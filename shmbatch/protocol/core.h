@@ -128,6 +128,18 @@ int column_init(column *self, PyObject *description, const Py_buffer *segment,
                 uint32_t capacity);
 void column_clear(column *self);
 
+/* Whether these are the axes of a row, whose shape never varies. */
+static inline bool
+has_row_shape(const column *self, const Py_ssize_t *axes)
+{
+    for (int axis = 0; axis < self->ndim; axis++) {
+        if (axes[axis] != self->shape[axis]) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static inline char *
 value_at(const column *values, uint32_t index)
 {

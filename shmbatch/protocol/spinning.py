@@ -47,8 +47,8 @@ class Spinning:
 
     @property
     def crowd(self) -> int:
-        """From how many active producers on `parked`, where nobody has spun, changes nothing;
-        0: from none on."""
+        """So many active producers that nobody who parks begins to spin; 0: nobody learns when
+        to, so `parked` need not hear."""
         return self._cpus if self._auto_ns else 0
 
     def parked(self, *, won: int, active: int) -> None:

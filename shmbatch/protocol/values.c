@@ -246,12 +246,9 @@ hold_array(const column *self, PyObject *value, held_value *held)
     held->nbytes = view->len;
     held->axes = view->shape;
     if (view->ndim == self->ndim && strcmp(view->format, self->format) == 0) {
-        if (self->kind == KIND_RAGGED ? axes_fit(self, view->shape)
-                                      : view->len == self->nbytes
-                                            && (self->ndim == 0
-                                                || memcmp(view->shape, self->shape,
-                                                          (size_t)self->ndim * sizeof(Py_ssize_t))
-                                                       == 0)) {
+        if (self->kind == KIND_RAGGED
+                ? axes_fit(self, view->shape)
+                : view->len == self->nbytes && has_row_shape(self, view->shape)) {
             return 1;
         }
     }
@@ -469,10 +466,7 @@ load_bytes(const char *from, Py_ssize_t length)
     }
     PyObject *copy = PyBytes_FromStringAndSize(NULL, length);
     if (copy != NULL) {
-        char *to = PyBytes_AsString(copy);
-        Py_BEGIN_ALLOW_THREADS
-        memcpy(to, from, (size_t)length);
-        Py_END_ALLOW_THREADS
+        copy_out(PyBytes_AsString(copy), from, length);
     }
     return copy;
 }
