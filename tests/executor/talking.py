@@ -85,13 +85,27 @@ class Executor:
 
     def call(self, what: Callable[[], None]) -> None:
         """Have something done by the loop's thread, and wait for that."""
+        self._call(self.loop.post, what)
+
+    def has_watched(self, descriptors: int) -> None:
+        """Wait until so many descriptors are watched, and all is done that goes with it.
+
+        Of a producer two are, its socket and its pidfd. Whoever is not watched any more is only
+        then logged, detached and closed.
+        """
+        processes.wait_until(lambda: len(self.control._watched) == descriptors, "others are gone")
+        self._call(self.control._request, lambda: None)
+        self.call(lambda: None)
+
+    @staticmethod
+    def _call(post: Callable[[Callable[[], None]], None], what: Callable[[], None]) -> None:
         done = threading.Event()
 
         def command() -> None:
             what()
             done.set()
 
-        self.loop.post(command)
+        post(command)
         assert done.wait(PATIENCE_S)
 
     def serves(self) -> None:
@@ -103,7 +117,7 @@ class Executor:
     def close(self) -> None:
         processes.hang_up()
         if not self.control._closing:  # it has hung up on everybody
-            processes.wait_until(lambda: not self.control._watched, "everybody is gone")
+            self.has_watched(0)
         self.loop.post(self.loop.drain)
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
