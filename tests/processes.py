@@ -125,6 +125,12 @@ class Served:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has got a SIGSTOP, and no SIGCONT since."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)
 

@@ -21,7 +21,8 @@
  *     is inside, it may take as long as the limits of all that say, on top of its own. What has
  *     none adds nothing: else whatever comes behind it could be stuck without end.
  *   - Clocks stand still while the watchdog itself is not run, as in a stopped process; it looks
- *     eight times within the shortest limit to see that.
+ *     eight times within the shortest limit to see that. What was entered while it was asleep for
+ *     good begins when it is awake: it may have been stopped before it was.
  *
  * The thread that enters makes no system call but when the watchdog has been asleep for good: it
  * sleeps for a part of the shortest limit, looks again, and for good only when nothing was entered
@@ -150,6 +151,19 @@ watchdog_look(watchdog *self, uint64_t at_ns, uint64_t *next_ns)
     return -1;
 }
 
+/* Have no clock run for the last *late_ns*: nor for longer than it did. */
+static void
+watchdog_hold(watchdog *self, uint64_t at_ns, uint64_t late_ns)
+{
+    for (unsigned i = 0; i < self->count; i++) {
+        entry *each = &self->entries[i];
+        if (each->since_ns != 0) {
+            uint64_t ran_ns = at_ns - each->since_ns;
+            each->since_ns += late_ns < ran_ns ? late_ns : ran_ns;
+        }
+    }
+}
+
 static void
 watchdog_wait(watchdog *self, uint64_t until_ns)
 {
@@ -200,11 +214,13 @@ watchdog_main(void *argument)
     }
     pthread_sigmask(SIG_SETMASK, &blocked, NULL);
     pthread_mutex_lock(&self->lock);
+    /* The clock is read once a turn: between two readings it could be stopped unnoticed. */
+    uint64_t at_ns = now_ns();
     while (!self->closing) {
-        uint64_t at_ns = now_ns(), next_ns;
+        uint64_t next_ns;
         self->over = watchdog_look(self, at_ns, &next_ns);
         if (self->over >= 0) {
-            self->until_ns = at_ns + self->grace_ns;
+            self->until_ns = now_ns() + self->grace_ns;
             (void)!write(self->notice_fd, "!", 1);
             while (!self->closing && now_ns() < self->until_ns) {
                 watchdog_wait(self, self->until_ns);
@@ -214,24 +230,22 @@ watchdog_main(void *argument)
             }
             break;
         }
+        uint64_t late_ns = UINT64_MAX;
         if (next_ns == 0) {
             self->asleep = true;
             pthread_cond_wait(&self->changed, &self->lock);
             self->asleep = false;
-            continue;
+            at_ns = now_ns();
+        } else {
+            /* Often, as what is late by much was stopped, and that does not count. */
+            uint64_t soon_ns = at_ns + self->shortest_ns / 8;
+            next_ns = next_ns < soon_ns ? next_ns : soon_ns;
+            watchdog_wait(self, next_ns);
+            at_ns = now_ns();
+            late_ns = at_ns > next_ns ? at_ns - next_ns : 0;
         }
-        /* Often, as what is late by much was stopped, and that does not count. */
-        uint64_t soon_ns = at_ns + self->shortest_ns / 8;
-        next_ns = next_ns < soon_ns ? next_ns : soon_ns;
-        watchdog_wait(self, next_ns);
-        at_ns = now_ns();
-        uint64_t late_ns = at_ns > next_ns ? at_ns - next_ns : 0;
-        for (unsigned i = 0; late_ns > LATE_NS && i < self->count; i++) {
-            entry *each = &self->entries[i];
-            if (each->since_ns != 0) {
-                uint64_t since_ns = each->since_ns + late_ns;
-                each->since_ns = since_ns < at_ns ? since_ns : at_ns;
-            }
+        if (late_ns > LATE_NS) {
+            watchdog_hold(self, at_ns, late_ns);
         }
     }
     pthread_mutex_unlock(&self->lock);

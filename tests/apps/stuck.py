@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import signal
 import threading
+from pathlib import Path
 
 import shmbatch
 from tests import processes
@@ -59,6 +62,23 @@ def delivers(xs: list[int]) -> list[object]:
 @shmbatch.batched(max_batch_size=4, wait_ms=0, execution_timeout=PATIENT_S)
 def gated(xs: list[int]) -> list[int]:
     processes.pass_through(xs)
+    return xs
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=4, wait_ms=0, execution_timeout=LIMIT_S)
+def freezes(xs: list[int]) -> list[int]:
+    """Stops the process before the watchdog, which has been woken, has run."""
+    if xs[0] < 0:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        mine = threading.get_native_id()
+        for other in (int(task.name) for task in Path("/proc/self/task").iterdir()):
+            if other != mine:
+                os.sched_setaffinity(other, os.sched_getaffinity(0))
+                os.sched_setscheduler(other, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait(LIMIT_S / 4)  # in which the watchdog looks
     return xs
 
 

@@ -22,6 +22,7 @@ from shmbatch.contract.failing import failure_options
 from shmbatch.executor import watchdog
 from shmbatch.executor.watchdog import Watchdog, watchdog_over
 from shmbatch.protocol import owners
+from tests import processes
 from tests.processes import Gate, Served, Supervised
 
 STUCK = "stuck.py"
@@ -130,6 +131,21 @@ def test_time_in_which_the_executor_was_stopped_does_not_count(
     stuck.signal(signal.SIGCONT)
     select.select([], [], [], runs * PATIENT_S)
     gate.open()
+    assert call.get() == 1
+    stuck.stop()
+
+
+@pytest.mark.slow
+def test_time_in_which_it_was_stopped_before_the_watchdog_awoke_does_not_count(
+    stuck: Served,
+) -> None:
+    freezes = stuck.connect("freezes")
+    assert freezes.remote(-1) == -1
+    select.select([], [], [], 3 * LIMIT_S)  # with nothing to do, the watchdog goes to sleep
+    call = freezes.spawn(1)
+    processes.wait_until(lambda: stuck.is_stopped, "it is stopped")
+    select.select([], [], [], 1.5 * LIMIT_S)
+    stuck.signal(signal.SIGCONT)
     assert call.get() == 1
     stuck.stop()
 
