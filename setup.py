@@ -9,9 +9,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, PlatformError
 
 CORE = (
-    *("core", "values", "arrays", "segment", "producer", "lending", "calling", "moving"),
+    *("core", "spinning", "values", "arrays", "segment", "producer", "lending", "moving"),
+    *("verb", "call", "failure"),
     *("executor", "batch", "watchdog", "apart"),
 )
+HEADERS = ("core", "producer", "calling", "ring")
 
 # A free-threaded interpreter has no limited API; there the core is built for just that version.
 LIMITED = not get_config_var("Py_GIL_DISABLED")
@@ -34,7 +36,7 @@ setup(
         Extension(
             "shmbatch.protocol._core",
             [f"shmbatch/protocol/{name}.c" for name in CORE],
-            depends=[f"shmbatch/protocol/{name}.h" for name in ("core", "producer", "ring")],
+            depends=[f"shmbatch/protocol/{name}.h" for name in HEADERS],
             include_dirs=[np.get_include()],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror=implicit"],

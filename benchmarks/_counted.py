@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ PAYLOADS = ("int", "small", "large")
 FEW, MANY = 8, 32  # calls a round, of the producer that is counted
 CALLS = 8  # that are counted of `remote`
 BATCHES = (1, 32)  # sizes of the batches of the executor that is counted
-LONG_S = 0.006  # after a batch that takes so long, an executor tells who is active
 WARM = 12  # rounds and calls before the first piece; Python specialises what it runs
 LABELS = "labels.json"
 NOTHING = ""  # the label of a piece of which nobody wants to know
@@ -55,21 +53,14 @@ class Marks:
 
 
 class Rounds:
-    """Calls of one function that holds, a batch a round; a piece is so many rounds.
+    """Calls of one function that holds, a batch a round; a piece is so many rounds."""
 
-    Args:
-        long: batches take long enough for everything that an executor does now and then.
-    """
-
-    def __init__(
-        self, function: Any, value: Any, gate: Gate, marks: Marks, rounds: int, *, long: bool
-    ) -> None:
+    def __init__(self, function: Any, value: Any, gate: Gate, marks: Marks, rounds: int) -> None:
         self._spawn = function.spawn
         self._value = value
         self._gate = gate
         self._marks = marks
         self._labels = {WARM + rounds: NOTHING}
-        self._long = long
 
     def run(self, calls: int, label: str) -> None:
         """Run batches of so many calls, some to warm up, and then the piece of that label."""
@@ -81,8 +72,6 @@ class Rounds:
         for number in range(max(labels) + 1):
             following = [spawn(value) for _ in range(calls)]
             marked = number in labels
-            if self._long:
-                time.sleep(LONG_S)
             gate_open(MARK if marked else GO)
             await_batch()  # the one before is done, and its results are there
             for call in pending:
@@ -112,7 +101,7 @@ def producer(connect: Callable[[str], Any], folder: Path, marks: Marks, rounds: 
             gate.await_batch()
     for payload in PAYLOADS:
         value = _VALUES[payload]
-        held = Rounds(connect(f"hold_{payload}"), value, gate, marks, rounds, long=False)
+        held = Rounds(connect(f"hold_{payload}"), value, gate, marks, rounds)
         held.run(FEW, f"{payload}: few")
         held.run(MANY, f"{payload}: many")
         remote = connect(f"alone_{payload}").remote
@@ -140,7 +129,7 @@ def executor(connect: Callable[[str], Any], folder: Path, marks: Marks, rounds: 
     gate = Gate(folder, HOLD)
     for payload in PAYLOADS:
         value = _VALUES[payload]
-        held = Rounds(connect(f"hold_{payload}"), value, gate, marks, rounds, long=True)
+        held = Rounds(connect(f"hold_{payload}"), value, gate, marks, rounds)
         for calls in BATCHES:
             held.run(calls, f"{payload}: batch of {calls}")
 

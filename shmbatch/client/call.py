@@ -153,7 +153,7 @@ class FunctionCall(Call):
     def _wait_to_borrow(self, timeout: float | None) -> Lent | None:
         """Return the result in its slot; None once there is an outcome that is not to be lent."""
         until_ns = deadline_after(timeout)
-        tell, spin_ns = self._connection.slots.tell, self._connection.ring.spin_ns
+        tell, spin_ns = self._connection.slots.tell, self._connection.spinning.spin_ns
         lent: Lent | None = None
 
         def settled() -> bool:

@@ -38,7 +38,7 @@ from ..protocol._core import (
     Failure,
 )
 from ..protocol.clock import now_ns
-from ..protocol.spinning import Spinning
+from ..protocol.spinning import spinning
 from .attended import SLICE_NS, Attended
 from .limits import UNLIMITED, Limits, exceeded, limits_from_now
 from .results import finisher
@@ -85,15 +85,14 @@ class Connection(Attended):
             return self.finish
 
         self.arrays = arrays
-        self.spinning = Spinning(wait, _SPIN_NS)
+        self.spinning = spinning(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         # Each in a list, which is empty for the moment between leaving its slot and being here.
         self.stash: dict[int, list[Any]] = {}
         self._reaping = threading.RLock()
         self.sleepers: list[int] = []  # the ticket of each thread in `sleep`
         super().__init__(address, name, line, welcome, batching, finish)
-        self.ring.spin_ns = self.spinning.spin_ns
-        self.ring.crowd = self.spinning.crowd
+        self.ring.spinning = self.spinning
 
     def listening(self) -> Listener:
         """Return the listener; made on first use, since it needs asyncio."""
@@ -372,14 +371,8 @@ class Connection(Attended):
                 self.help(timeout_ns)
                 continue
             if self.line.transport.park_slot(ring, ticket, timeout_ns):
-                self.parked()
+                self.spinning.slept()
                 return True
-
-    def parked(self) -> None:
-        """Learn from a wait that had to park how long to spin next."""
-        ring, spinning = self.ring, self.spinning
-        spinning.parked(won=ring.spins_won, active=ring.active)
-        ring.spin_ns = spinning.spin_ns
 
     def sleep(self, ticket: int, until_ns: int | None) -> bool:
         """As `park`, for a call that other threads may wait for: `tell` ends it, too."""

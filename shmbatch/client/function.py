@@ -297,7 +297,7 @@ class Function:
         limits = self._limits_from_now()
         connection, ticket = self._submit(args, kwargs, 0, limits)
         try:
-            outcome = connection.slots.entrance.poll(ticket, connection.ring.spin_ns)
+            outcome = connection.slots.entrance.poll(ticket, connection.spinning.spin_ns)
             return connection.wait(ticket, outcome, limits)
         except BaseException:
             connection.abandon(ticket)

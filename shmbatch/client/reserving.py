@@ -228,10 +228,12 @@ def _lent(connection: Connection, limits: Limits) -> Loan:
             if not isinstance(got, int) or got == SUBMIT_FULL:
                 return got
             if got == SUBMIT_LENT:
+                most = connection.capacity // 2
+                letting_go = "let go of one, or " if most else ""
                 raise RingFull(
-                    f"{connection.capacity // 2} of {connection.capacity} slots for "
-                    f"'{connection.address}' are reserved or borrowed, and no more than half may "
-                    f"be; let go of one, or give the function more with slots="
+                    f"{most} of {connection.capacity} slots for '{connection.address}' are "
+                    f"reserved or borrowed, and no more than half may be; "
+                    f"{letting_go}give the function more with slots="
                 )
             connection.refusal(got, ())
 

@@ -49,10 +49,10 @@ def cpus(usable: int, affinity: int, online: int) -> Finding:
     if usable == 1:
         return warning(
             CPUS,
-            f"{found}; waiting `auto` never spins, and a lone call takes two wake-ups",
+            f"{found}; where two have to take turns, a lone call takes two wake-ups",
             "give executor and producers two CPUs, if a tenth of a millisecond matters",
         )
-    return ok(CPUS, f"{found}; waiting `auto` spins below {usable} active producers")
+    return ok(CPUS, f"{found}; waiting `auto` spins as long as that pays")
 
 
 def memory(available: int, total: int, machine: int) -> Finding:

@@ -135,18 +135,27 @@ class Executing:
 
         A synchronous function on the CPU has run when this returns.
         """
+        run = self._seal(at_ns)
+        if run is None:
+            return 0
+        size = run.size
+        self._execute(run)
+        return size
+
+    def _seal(self, at_ns: int) -> Run | None:
+        """Take the calls of a batch into an idle run, which flies then; None without any."""
         run = self.idle.pop()
         batcher = self.batcher
-        size = self.inbox.take(run.batch, batcher.max_batch_size, at_ns)
+        run.size = self.inbox.take(run.batch, batcher.max_batch_size, at_ns)
         if batcher.lockstep and batcher.reason is _DEADLINE:
             # Whoever was waited for in vain is not waited for again until it calls.
             self.inbox.forget_absent()
-        if not size:
+        if not run.size:
             self.idle.append(run)
-            return 0
+            return None
         run.reason = batcher.sealed()
-        self._execute(run)
-        return size
+        self.flights.append(run)
+        return run
 
     @property
     def runs_at_once(self) -> bool:
@@ -159,16 +168,10 @@ class Executing:
         For a function that `runs_at_once`, and has an idle run. A batch that does not end as it
         should goes the long way from there.
         """
-        run = self.idle.pop()
-        batch, batcher = run.batch, self.batcher
-        size = run.size = self.inbox.take(batch, batcher.max_batch_size, at_ns)
-        if batcher.lockstep and batcher.reason is _DEADLINE:
-            self.inbox.forget_absent()
-        if not size:
-            self.idle.append(run)
+        run = self._seal(at_ns)
+        if run is None:
             return 0, None
-        run.reason = batcher.sealed()
-        self.flights.append(run)
+        size, batch = run.size, run.batch
         try:
             inputs = self._staging.gather_alone(batch)
         except BaseException as error:
@@ -193,14 +196,14 @@ class Executing:
     def relaunch(self) -> None:
         """Start the next part of a batch that failed; there must be one."""
         run = self.retries.next()
+        self.flights.append(run)
         if run.batch.count:
             self._execute(run)
         else:  # nobody waits for its outcomes any more
             run.size, run.done = 0, True
-            self.flights.append(run)
 
     def _execute(self, run: Run) -> None:
-        self.flights.append(run)
+        """Gather the inputs of a flight and call the function with them."""
         clock = self._clock
         if clock is not None:
             clock[0].enter(clock[1])

@@ -44,8 +44,6 @@ NOW_NS = 0
 IDLE_NS = 1
 
 _MANY = 1 << 20  # calls; more than fit into all the rings that matter
-_ACTIVE_EVERY_NS = 5_000_000  # how often producers are told how many are active
-_ACTIVE_FOR_NS = 20_000_000  # a producer that called within this time is active
 
 
 class Attached(Protocol):
@@ -97,7 +95,6 @@ class Loop:
         self._draining = False
         self._status = OPEN
         self._stopping = False
-        self._told_ns = 0
         self._missing = 1  # calls until a batch may be due before the time `turn` returned
 
     # ---- called from other threads and from signal handlers --------------------------------
@@ -176,13 +173,13 @@ class Loop:
             elif until_ns == IDLE_NS:
                 # Whoever has just got a result may call again at once: before looking at the
                 # rings for nothing, spin. If that is in vain, the next turn says how to park.
-                word = poller.spin(seen, NEVER_NS)
+                word = poller.spin(seen, NEVER_NS, 1)
                 spun = word == seen
                 seen = word
             elif self._draining and until_ns == NEVER_NS and not self._in_flight():
                 break
             else:
-                word = seen if spun else poller.spin(seen, until_ns)
+                word = seen if spun else poller.spin(seen, until_ns, self._missing)
                 seen = word if word != seen else poller.park(seen, until_ns, self._missing)
                 spun = False
         if self._status != REPLACED:  # else what has not been taken is for the other one
@@ -268,8 +265,6 @@ class Loop:
                 in_flight = True
         if chosen is None and not completed:
             return until_ns
-        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
-            self._tell_active(at_ns)
         return IDLE_NS if launched == total and not in_flight else NOW_NS
 
     def _turn_of(self, function: ServedFunction, at_ns: int) -> int:
@@ -290,8 +285,6 @@ class Loop:
         launched, wakes = function.serve(at_ns)
         if wakes:
             self._wake(wakes)
-        if at_ns - self._told_ns > _ACTIVE_EVERY_NS:
-            self._tell_active(at_ns)
         if launched != waiting or function.is_busy or self._draining:
             return NOW_NS
         if batcher.lockstep:
@@ -357,13 +350,3 @@ class Loop:
     def _tell(self, status: int) -> None:
         for ring in self._connections:
             ring.set_status(status)
-
-    def _tell_active(self, at_ns: int) -> None:
-        self._told_ns = at_ns
-        active = sum(
-            function.inbox.count_active(at_ns - _ACTIVE_FOR_NS) for function in self._attended
-        )
-        if active != self._poller.active:
-            self._poller.active = active
-            for function in self._attended:
-                function.inbox.tell_active(active)

@@ -20,7 +20,7 @@ import socket
 from ..protocol import control
 from ..protocol._core import PARKED, POLLING
 from ..protocol.clock import now_ns
-from ..protocol.spinning import Spinning
+from ..protocol.spinning import spinning
 from ..protocol.transport import ExecutorTransport
 from . import closing
 
@@ -38,24 +38,22 @@ class Poller:
 
     def __init__(self, transport: ExecutorTransport, mode: str) -> None:
         self.bell = transport.bell
-        self.active = 0  # producers that called lately; the loop keeps it up to date
         self._is_spoilt = False  # the socket must not be read
         self._park = transport.park
         self._wake = transport.wake
-        self._spinning = Spinning(mode, _SPIN_NS)
+        self._spinning = spinning(mode, _SPIN_NS)
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
         self._takes_descriptors = not _refuses_descriptors(self._inner)
         self.producers_end.setblocking(False)
 
-    def spin(self, seen: int, until_ns: int) -> int:
-        """Return what the bell reads: at once where spinning does not pay, else when it is not
-        *seen*, at *until_ns*, or when the time to spin is over.
+    def spin(self, seen: int, until_ns: int, calls: int) -> int:
+        """Return what the bell reads as soon as *calls* were published since it read *seen*.
 
-        Look at the rings only after this: what was rung for the word is in them.
+        Return *seen* at *until_ns*, when the time to spin is over, at once where spinning does
+        not pay. Look at the rings only after this: what was rung for the word is in them.
         """
-        spin_ns = self._spinning.spin_ns
-        return self.bell.spin(seen, spin_ns, until_ns) if spin_ns else self.bell.look()
+        return self.bell.spin(self._spinning, seen, until_ns, calls)
 
     def park(self, seen: int, until_ns: int, calls: int) -> int:
         """Sleep while the bell reads *seen*, until *until_ns* at most; return what it reads.
@@ -67,9 +65,7 @@ class Poller:
         if timeout_ns <= 0:
             return self.bell.look()
         word = self._park(seen, timeout_ns if timeout_ns < SLICE_NS else SLICE_NS, calls)
-        spinning = self._spinning
-        if spinning.spin_ns or self.active < spinning.crowd:
-            spinning.parked(won=self.bell.spins_won, active=self.active)
+        self._spinning.slept()
         return word
 
     def wait_in_loop(

@@ -80,6 +80,18 @@ def close_apart(fd: int, /) -> None:
         OSError: there is no thread to be had, and *fd* is still open.
     """
 
+class Spinning:
+    """How long to spin before sleeping, learnt from what spins have brought."""
+
+    def __new__(cls, spin_ns: int, learns: bool, /) -> Spinning:
+        """Spins for so long: always, or, if it *learns*, as long as that pays."""
+    @property
+    def spin_ns(self) -> int:
+        """How long to spin next; 0: not at all."""
+    won: int  # spins so far that have found what they waited for; they are counted where they are
+    def slept(self) -> None:
+        """Learn from a sleep, which a spin in vain has come before, or none."""
+
 class Bell:
     """The word that all producers of an executor ring, and on which it sleeps."""
 
@@ -88,13 +100,11 @@ class Bell:
         """Ring urgently; return PARKED or POLLING if the executor must be woken, else 0."""
     def look(self) -> int:
         """Return the word. Look here before looking at the rings, then spin or arm on it."""
-    @property
-    def spins_won(self) -> int:
-        """How many spins ended because the bell rang."""
-    def spin(self, seen: int, spin_ns: int, until_ns: int, /) -> int:
-        """Spin until the word is no longer *seen*, and return it.
+    def spin(self, how: Spinning, seen: int, until_ns: int, calls: int, /) -> int:
+        """Spin until *calls* more have rung than when the word read *seen*; return what it reads.
 
-        Returns *seen* when *spin_ns* have passed, or the clock says *until_ns*. No GIL.
+        Returns *seen* when that has taken too long, or the clock says *until_ns*. One that does
+        not learn ends with every ring, an urgent one among them. No GIL.
         """
     def arm(self, seen: int, bit: int, calls: int, /) -> bool:
         """Announce sleep (PARKED) or the event loop (POLLING) until *calls* more were published.
@@ -141,24 +151,15 @@ class ProducerRing:
     def status(self) -> int:
         """OPEN, DRAINING, CLOSED, EXPELLED or REPLACED."""
     @property
-    def active(self) -> int:
-        """How many producers of the executor called lately."""
-    @property
-    def spins_won(self) -> int:
-        """How many polls spun and got their result before the time was over."""
-    @property
     def moves(self) -> int:
         """How often the ring has gone over to another segment."""
 
     # For `Verb` and `Call`, which ask nobody else.
     dead: bool  # no call is to be made over it any more
     queueing: bool  # somebody waits for a slot, and who is next is not for the core to say
-    spin_ns: int  # how long to spin for a result
+    spinning: Spinning  # how long to spin for a result; at first not at all
     park_ns: int  # how long to sleep for one after that, once; 0: Python sleeps, and wakes
     looked_ns: int  # when the executor's life was last looked at; after park_ns they do not sleep
-    # `parked()` of the connection is to be called after a sleep that brought a result, if a spin
-    # came before it or fewer producers than this are active; 0: never.
-    crowd: int
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:
         """Copy one input into a slot and publish it; return its ticket, or SUBMIT_... (< 0).
 
@@ -483,8 +484,6 @@ class Inbox:
         """Take no more calls out of the rings; those found by `drain` already still run."""
     def pop_attention(self) -> list[Wake] | None:
         """Return whom to wake because slots of withdrawn calls are free, and who violated."""
-    def count_active(self, since_ns: int, /) -> int: ...
-    def tell_active(self, active: int, /) -> None: ...
 
 class Watchdog:
     """A thread without the GIL that ends this process when one execution takes too long.

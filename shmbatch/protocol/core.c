@@ -1,5 +1,5 @@
 /* core.c: futexes, forks, the bell, and the module; core.h says where the rest is. */
-#include "producer.h"
+#include "calling.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -94,7 +94,6 @@ typedef struct {
     PyObject_HEAD
     Py_buffer memory;
     ring_bell *shared;
-    unsigned long long spins_won; /* spins that ended because the bell rang */
 } bell;
 
 static PyObject *
@@ -138,36 +137,46 @@ bell_look(bell *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(ring_bell_look(self->shared));
 }
 
-/* spin(seen, spin_ns, until_ns) -> word: as soon as the bell no longer reads *seen*; *seen* when
- * spin_ns have passed, or the clock says until_ns. */
+/* spin(spinning, seen, until_ns, calls) -> word: as soon as *calls* have rung since it read *seen*;
+ * *seen* when that has taken too long, or the clock says until_ns. One that always spins keeps its
+ * CPU anyway, and looks at every ring. */
 static PyObject *
 bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (arguments(nargs, 3) != 0) {
+    if (arguments(nargs, 4) != 0) {
         return NULL;
     }
-    unsigned long seen = PyLong_AsUnsignedLong(args[0]);
-    uint64_t spin_ns = PyLong_AsUnsignedLongLong(args[1]);
+    if (!PyObject_TypeCheck(args[0], spinning_type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a Spinning");
+        return NULL;
+    }
+    spinning *how = (spinning *)args[0];
+    unsigned long seen = PyLong_AsUnsignedLong(args[1]);
     uint64_t until_ns = PyLong_AsUnsignedLongLong(args[2]);
+    unsigned long calls = PyLong_AsUnsignedLong(args[3]);
     if (PyErr_Occurred()) {
         return NULL;
     }
+    calls = how->learns ? calls : 1;
     uint32_t word = ring_bell_look(self->shared);
-    if (word == seen) {
+    bool rung = ring_bell_rang((uint32_t)seen, word, (uint32_t)calls);
+    if (!rung && how->spin_ns > 0) {
+        uint64_t spin_ns = (uint64_t)how->spin_ns;
         Py_BEGIN_ALLOW_THREADS
         uint64_t at_ns = now_ns();
         until_ns = at_ns + spin_ns < until_ns ? at_ns + spin_ns : until_ns;
-        while (word == seen && at_ns < until_ns) {
-            for (int i = 0; i < 32 && word == seen; i++) {
+        while (!rung && at_ns < until_ns) {
+            for (int i = 0; i < 32 && !rung; i++) {
                 pause_cpu();
                 word = ring_bell_look(self->shared);
+                rung = ring_bell_rang((uint32_t)seen, word, (uint32_t)calls);
             }
             at_ns = now_ns();
         }
         Py_END_ALLOW_THREADS
-        self->spins_won += word != seen;
+        how->won += rung;
     }
-    return PyLong_FromUnsignedLong(word);
+    return PyLong_FromUnsignedLong(rung ? word : seen);
 }
 
 static PyObject *
@@ -237,16 +246,10 @@ static PyMethodDef bell_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef bell_members[] = {
-    {"spins_won", T_ULONGLONG, offsetof(bell, spins_won), READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
-};
-
 static PyType_Slot bell_slots[] = {
     {Py_tp_new, bell_new},
     {Py_tp_dealloc, bell_dealloc},
     {Py_tp_methods, bell_methods},
-    {Py_tp_members, bell_members},
     {0, NULL},
 };
 
@@ -299,6 +302,7 @@ static int
 core_exec(PyObject *module)
 {
     if (map_fork_word() != 0 || add_type(module, &bell_spec, NULL) != 0
+        || add_type(module, &spinning_spec, &spinning_type) != 0
         || add_type(module, &producer_spec, &producer_type) != 0
         || add_type(module, &loan_spec, &loan_type) != 0
         || add_type(module, &lent_spec, &lent_type) != 0

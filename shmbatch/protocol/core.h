@@ -1,11 +1,14 @@
 /* core.h: what the files of the native core share.
  *
  *   core.c       the bell, and the module
+ *   spinning.c   Spinning: how long to spin before sleeping
  *   values.c     a value of a column, between Python and the bytes of a slot
  *   arrays.c     a value that is an array of NumPy's
  *   segment.c    a segment as either end sees it: where its words and columns are
  *   producer.c   ProducerRing, the producer's end
- *   calling.c    Verb and Call: a call from its handle and back, without Python
+ *   verb.c       Verb: a call from its handle and back, without Python
+ *   call.c       Call and GetVerb: a call that was published, and its outcome
+ *   failure.c    Failure: an outcome that is no value
  *   lending.c    Loan and Lent: slots that are lent to their own process
  *   moving.c     how it goes over to the segment of another executor
  *   executor.c   ExecutorRing and Inbox: the executor's ends, of one connection and one function
@@ -319,7 +322,6 @@ typedef struct {
     ring_executor ring;
     PyObject *lent;     /* a tuple: of each parameter, what gives slices of all slots, or None;
                            NULL: every batch is gathered */
-    uint64_t active_ns; /* when the last new call was found */
     uint32_t running;   /* calls taken and not completed */
     uint32_t peak;      /* most calls outstanding (waiting or running) when a batch was taken */
     char wakes;         /* its producer sleeps on futexes: Batch.complete wakes it */
@@ -388,11 +390,27 @@ int add_wake(PyObject **wakes, executor *ring, unsigned long flags, uint32_t sle
 /* Flags of such an entry. */
 enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 
+/* ---- spinning.c ------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    int64_t spin_ns;        /* how long to spin next */
+    int64_t paying_ns;      /* the same where it pays */
+    unsigned long long won; /* spins so far that have found what they waited for */
+    unsigned long long won_before;
+    uint32_t skip;      /* sleeps until a spin is tried again */
+    uint32_t next_skip; /* the same after the next spin in vain */
+    char learns;
+} spinning;
+
+/* Learn from a sleep, which a spin in vain has come before, or none. */
+void spinning_slept(spinning *self);
+
 /* ---- types, each in the file of its name -------------------------------------------------- */
 
-extern PyType_Spec producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
+extern PyType_Spec spinning_spec, producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
     watchdog_spec, failure_spec, call_spec, get_verb_spec, verb_spec, loan_spec, lent_spec;
-extern PyTypeObject *producer_type, *executor_type, *batch_type, *phases_type; /* set at import, immortal */
+extern PyTypeObject *spinning_type, *producer_type, *executor_type, *batch_type, *phases_type; /* set at import, immortal */
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
 
 /* Of the module: apart.c. */

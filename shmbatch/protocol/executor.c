@@ -290,9 +290,6 @@ inbox_drain(inbox *self, PyObject *now)
             inbox_break(self, ring);
             continue;
         }
-        if (found > 0) {
-            ring->active_ns = at_ns;
-        }
         if (freed > 0) {
             inbox_count_withdrawn(self, ring, (uint32_t)freed, late);
             inbox_freed(self, ring);
@@ -498,36 +495,6 @@ inbox_pop_attention(inbox *self, PyObject *Py_UNUSED(ignored))
     return wakes != NULL ? wakes : Py_NewRef(Py_None);
 }
 
-/* count_active(since_ns) -> int: rings in which a call was found since then; tells the
- * producers, who choose by it whether spinning pays. */
-static PyObject *
-inbox_count_active(inbox *self, PyObject *since)
-{
-    uint64_t since_ns = PyLong_AsUnsignedLongLong(since);
-    if (since_ns == (uint64_t)-1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    unsigned long active = 0;
-    for (unsigned i = 0; i < self->count; i++) {
-        active += self->rings[i]->active_ns >= since_ns;
-    }
-    return PyLong_FromUnsignedLong(active);
-}
-
-static PyObject *
-inbox_tell_active(inbox *self, PyObject *number)
-{
-    unsigned long active = PyLong_AsUnsignedLong(number);
-    if (active == (unsigned long)-1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    for (unsigned i = 0; i < self->count; i++) {
-        atomic_store_explicit(&self->rings[i]->ring.words.header->active, (uint32_t)active,
-                              memory_order_relaxed);
-    }
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef inbox_methods[] = {
     {"attach", (PyCFunction)(void (*)(void))inbox_attach, METH_FASTCALL, NULL},
     {"detach", (PyCFunction)inbox_detach, METH_O, NULL},
@@ -537,8 +504,6 @@ static PyMethodDef inbox_methods[] = {
     {"pending", (PyCFunction)inbox_pending, METH_NOARGS, NULL},
     {"seal", (PyCFunction)inbox_seal, METH_NOARGS, NULL},
     {"pop_attention", (PyCFunction)inbox_pop_attention, METH_NOARGS, NULL},
-    {"count_active", (PyCFunction)inbox_count_active, METH_O, NULL},
-    {"tell_active", (PyCFunction)inbox_tell_active, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

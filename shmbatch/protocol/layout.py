@@ -12,7 +12,6 @@ A segment belongs to one (producer, function) pair::
          8   layout_version     u32     executor    LAYOUT_VERSION, for the same people
         12   capacity           u32     executor    slots, likewise; nobody reads it back
         64   status             u32     executor    open, draining, closed, expelled, replaced
-        68   active             u32     executor    producers that called lately
        128   tail               u32     producer    slot indices published so far
        192   completions        u32     both        batches completed << 16 | sleeping threads
        256   withdrawn          u32     producer    calls cancelled so far
@@ -50,7 +49,7 @@ from dataclasses import dataclass
 
 from . import PROTOCOL_VERSION
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 # What both sides must have in common: of the control messages, and of the segments.
 VERSION = f"{PROTOCOL_VERSION}.{LAYOUT_VERSION}"
 
@@ -60,7 +59,6 @@ CONTROL_NBYTES = 64
 
 MAGIC = 0
 STATUS = 64
-ACTIVE = 68
 TAIL = 128
 COMPLETIONS = 192
 WITHDRAWN = 256

@@ -14,7 +14,7 @@
  *       which nobody else will ever write, and give nothing back.
  *   L5  Nor do they in a forked child: the slot is the parent's.
  */
-#include "producer.h"
+#include "calling.h"
 
 PyTypeObject *loan_type, *lent_type;
 

@@ -1,5 +1,5 @@
 /* producer.c: ProducerRing, the producer's end of a connection: submit, poll, arm, withdraw. */
-#include "producer.h"
+#include "calling.h"
 
 PyTypeObject *producer_type;
 
@@ -13,6 +13,7 @@ producer_dealloc(producer *self)
     }
     Py_XDECREF(self->wake);
     Py_XDECREF(self->finish);
+    Py_XDECREF((PyObject *)self->spinning);
     PyMem_Free(self->runs);
     PyMem_Free(self->generations);
     PyMem_Free(self->own);
@@ -312,18 +313,23 @@ producer_sleep(producer *self, uint64_t ticket)
         return 0;
     }
     uint32_t word = ring_arm(&self->ring, (uint32_t)index, RING_WAITER);
-    if (ring_state(word) == RING_DONE) {
-        return 1;
+    if (ring_state(word) != RING_DONE) {
+        producer_enter(self);
+        int slept = futex_wait(&self->ring.words.controls[index].state, word, self->park_ns);
+        producer_leave(self);
+        if (slept != 0) {
+            return -1;
+        }
+        /* Another thread may have taken it meanwhile, or given it up. */
+        index = producer_find(self, ticket);
+        if (index < 0 || ring_state(ring_look(&self->ring, (uint32_t)index)) != RING_DONE) {
+            return 0;
+        }
     }
-    producer_enter(self);
-    int slept = futex_wait(&self->ring.words.controls[index].state, word, self->park_ns);
-    producer_leave(self);
-    if (slept != 0) {
-        return -1;
+    if (self->spinning != NULL) {
+        spinning_slept(self->spinning);
     }
-    /* Another thread may have taken it meanwhile, or given it up. */
-    index = producer_find(self, ticket);
-    return index >= 0 && ring_state(ring_look(&self->ring, (uint32_t)index)) == RING_DONE;
+    return 1;
 }
 
 /* poll(ticket, spin_ns) -> result, PENDING, FAILED, or a Failure: see producer_take.
@@ -594,9 +600,22 @@ producer_status(producer *self, void *Py_UNUSED(closure))
 }
 
 static PyObject *
-producer_active(producer *self, void *Py_UNUSED(closure))
+producer_get_spinning(producer *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLong(producer_active_now(self));
+    return Py_NewRef(self->spinning != NULL ? (PyObject *)self->spinning : Py_None);
+}
+
+static int
+producer_set_spinning(producer *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    if (value == NULL || !PyObject_TypeCheck(value, spinning_type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a Spinning");
+        return -1;
+    }
+    spinning *before = self->spinning;
+    self->spinning = (spinning *)Py_NewRef(value);
+    Py_XDECREF((PyObject *)before);
+    return 0;
 }
 
 static PyMethodDef producer_methods[] = {
@@ -624,17 +643,14 @@ static PyGetSetDef producer_properties[] = {
     {"free_slots", (getter)producer_free_slots, NULL, NULL, NULL},
     {"forked", (getter)producer_is_forked, NULL, NULL, NULL},
     {"status", (getter)producer_status, NULL, NULL, NULL},
-    {"active", (getter)producer_active, NULL, NULL, NULL},
+    {"spinning", (getter)producer_get_spinning, (setter)producer_set_spinning, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef producer_members[] = {
-    {"spins_won", T_ULONGLONG, offsetof(producer, spins_won), READONLY, NULL},
     {"moves", T_UINT, offsetof(producer, moves), READONLY, NULL},
     {"dead", T_BOOL, offsetof(producer, dead), 0, NULL},
     {"queueing", T_BOOL, offsetof(producer, queueing), 0, NULL},
-    {"crowd", T_UINT, offsetof(producer, crowd), 0, NULL},
-    {"spin_ns", T_LONGLONG, offsetof(producer, spin_ns), 0, NULL},
     {"park_ns", T_LONGLONG, offsetof(producer, park_ns), 0, NULL},
     {"looked_ns", T_ULONGLONG, offsetof(producer, looked_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},

@@ -36,12 +36,10 @@ typedef struct {
     uint32_t lent; /* slots that are lent */
     unsigned threads_joined; /* sleepers on completions, of this process */
     unsigned loops_joined;
-    unsigned long long spins_won; /* polls that spun and got their result */
     uint32_t moves;               /* to another segment, so far */
     char dead;                    /* no call is to be made over it any more: Python says so */
     char queueing;                /* somebody waits for a slot: Python says who is next */
-    unsigned crowd; /* so many active producers that nobody spins; 0: nobody learns when to */
-    long long spin_ns;            /* how long to spin for a result: Python has learnt it */
+    spinning *spinning; /* how long to spin for a result; NULL: not at all */
     long long park_ns;            /* how long to sleep without Python; 0: it sleeps, and wakes */
     unsigned long long looked_ns; /* when Python last looked at the executor's life */
     unsigned inside;              /* threads that may hold pointers into the memory without the GIL */
@@ -57,11 +55,10 @@ producer_forked(const producer *self)
     return *fork_word != self->token;
 }
 
-/* How many producers called lately, as the executor has said. */
-static inline uint32_t
-producer_active_now(const producer *self)
+static inline int64_t
+producer_spin_ns(const producer *self)
 {
-    return atomic_load_explicit(&self->ring.words.header->active, memory_order_relaxed);
+    return self->spinning != NULL ? self->spinning->spin_ns : 0;
 }
 
 /* Make a slot free, for whoever claims the next one. */
@@ -129,18 +126,10 @@ producer_find(const producer *self, uint64_t ticket)
  * an Exception; or NULL. */
 PyObject *producer_take(producer *self, uint32_t index, int64_t spin_ns);
 
-/* Sleep once for a call that is not done. 1: it is now; 0: it is not, or it is for Python to sleep,
- * or to look at the executor's life before; -1: a signal handler raised. */
+/* Sleep once for a call that is not done, and learn from it how long to spin next time. 1: it is
+ * now; 0: it is not, or it is for Python to sleep, or to look at the executor's life before; -1: a
+ * signal handler raised. */
 int producer_sleep(producer *self, uint64_t ticket);
-
-/* calling.c */
-extern PyTypeObject *call_type, *failure_type, *verb_type; /* set at import, immortal */
-/* Publish a call, as producer_begin with SUBMIT_SPAWNED, and return a Call of the type
- * *made*, which there is before it is published: so no call is lost. Else NULL, and *refusal. */
-PyObject *call_spawn(PyTypeObject *made, PyObject *connection, PyObject *limits, producer *ring,
-                     loan *reserved, PyObject *values, uint64_t deadline_ns, long *refusal);
-/* Make the exception that is set a Failure, if it is an Exception; NULL with it if not. */
-PyObject *failure_of_exception(void);
 
 /* moving.c */
 PyObject *producer_move(producer *self, PyObject *const *args, Py_ssize_t nargs);
@@ -200,7 +189,9 @@ producer_done(producer *self, uint32_t index, int64_t spin_ns)
         || self->moves != moves) {
         return false; /* another thread got there first */
     }
-    self->spins_won += done;
+    if (done && self->spinning != NULL) {
+        self->spinning->won++;
+    }
     return done;
 }
 

@@ -114,7 +114,6 @@ typedef struct {
     uint32_t layout_version;
     uint32_t capacity;
     _Alignas(64) _Atomic uint32_t status; /* X: RING_OPEN, RING_DRAINING, ... */
-    _Atomic uint32_t active;              /* X: producers with calls lately, for `auto` */
     _Alignas(64) _Atomic uint32_t tail;   /* P: indices published so far */
     _Alignas(64) _Atomic uint32_t completions;
     _Alignas(64) _Atomic uint32_t withdrawn; /* P: calls cancelled so far */
@@ -313,6 +312,13 @@ static inline uint32_t
 ring_bell_look(const ring_bell *bell)
 {
     return atomic_load_explicit(&bell->word, memory_order_acquire); /* SYNC bell */
+}
+
+/* Whether *calls* or more have rung between two looks. */
+static inline bool
+ring_bell_rang(uint32_t seen, uint32_t word, uint32_t calls)
+{
+    return (int32_t)(word - seen - calls * RING_BELL_STEP) >= 0; /* counts have 30 bits */
 }
 
 /* Announce sleep until *calls* more rings, unless the bell rang since *seen* was loaded. On

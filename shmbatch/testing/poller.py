@@ -14,7 +14,7 @@ from ..executor.batcher import NEVER_NS
 from ..executor.loop import IDLE_NS
 from ..executor.poller import SLICE_NS
 from ..protocol import layout
-from ..protocol._core import PARKED, Bell
+from ..protocol._core import PARKED, Bell, Spinning
 from .clock import VirtualClock
 from .events import VirtualEvents
 
@@ -51,7 +51,6 @@ class VirtualPoller:
     ) -> None:
         self.memory = mmap.mmap(-1, layout.BELL_NBYTES)
         self.bell = Bell(self.memory)
-        self.active = 0  # the loop keeps it up to date
         self.spin_ns = 0  # it spins so long before it parks
         self.until_ns: int | None = None  # then it pauses; None: when nothing is left to happen
         self._clock = clock
@@ -67,11 +66,14 @@ class VirtualPoller:
         if self.bell.ring():
             self._woken = True
 
-    def spin(self, seen: int, until_ns: int) -> int:
+    def spin(self, seen: int, until_ns: int, calls: int) -> int:
         end_ns = min(until_ns, self._clock.now_ns + self.spin_ns)
-        while self.bell.look() == seen and self._clock.now_ns < end_ns:
+        looking = Spinning(0, True)
+        while (word := self.bell.spin(looking, seen, end_ns, calls)) == seen:
+            if self._clock.now_ns >= end_ns:
+                break
             self._pass(end_ns)
-        return self.bell.look()
+        return word
 
     def park(self, seen: int, until_ns: int, calls: int) -> int:
         if until_ns <= self._clock.now_ns:

@@ -35,3 +35,9 @@ def held(xs: Float32[np.ndarray, "batch 2"]) -> Float32[np.ndarray, "batch 2"]:
     if xs[0][0] != 0:
         processes.pass_through([])
     return xs + 1
+
+
+@app.function()
+@shmbatch.batched(max_batch_size=1, wait_ms=0, slots=1)
+def alone(rows: list[float]) -> list[float]:
+    return rows

@@ -329,6 +329,13 @@ def test_half_of_the_slots_are_never_lent(scaled: shmbatch.Function) -> None:
         pass
 
 
+def test_the_only_slot_is_never_lent_whatever_is_let_go_of(executor: Served) -> None:
+    alone = executor.connect("alone")
+    with pytest.raises(errors.RingFull, match=r"0 of 1 slots .* may be; give the function more"):
+        alone.reserve().__enter__()
+    assert alone.remote(1.0) == 1.0
+
+
 def test_whoever_waits_for_a_slot_is_told_of_one_that_was_lent(
     held: shmbatch.Function, module_gate: Gate
 ) -> None:

@@ -1409,23 +1409,6 @@ def test_who_sleeps_for_a_slot_hears_of_slots_that_were_cancelled() -> None:
     assert seen == [1]
 
 
-def test_producers_hear_how_many_of_them_are_active() -> None:
-    world = World(Plan(max_batch_size=4, wait_ns=0, producers=3))
-    submitting(world, [0, 6, 12, 18], producer=0)
-    submitting(world, [6, 12], producer=1)
-    seen: list[int] = []
-    for at_ms in (5, 13, 60):
-        world.at(
-            START_NS + at_ms * MS, lambda: seen.append(world.producers[2].wire.producer.active)
-        )
-    submitting(world, [50], producer=0)
-
-    world.run()
-
-    assert seen == [1, 2, 1]
-    assert world.active == 1
-
-
 # ---- draining and stopping ----
 
 

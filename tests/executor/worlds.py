@@ -355,10 +355,6 @@ class World:
         self.poller.spin_ns = spin_ns
 
     @property
-    def active(self) -> int:
-        return self.poller.active
-
-    @property
     def batches(self) -> list[Execution]:
         return self.executions
 

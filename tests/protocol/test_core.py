@@ -52,9 +52,11 @@ from shmbatch.protocol._core import (
     Failure,
     Inbox,
     ProducerRing,
+    Spinning,
 )
 from tests.rings import ADD, Served, Wire, array, outcome, shown, signature, slot_of
 
+NEVER_NS = 1 << 62
 LONG_NS = 60 * 10**9  # longer than the watchdog lets a test wait in vain
 
 
@@ -909,8 +911,9 @@ def test_a_spinning_poll_lets_other_threads_run_and_counts_that_it_won() -> None
     wire = Wire()
     served = Served(wire)
     ticket = wire.submit(1, 1)
+    wire.producer.spinning = spinning = Spinning(LONG_NS, True)
     assert wire.producer.poll(ticket, 1) is PENDING
-    assert wire.producer.spins_won == 0
+    assert spinning.won == 0
 
     def answer() -> None:
         gate.acquire()
@@ -925,7 +928,7 @@ def test_a_spinning_poll_lets_other_threads_run_and_counts_that_it_won() -> None
     assert wire.producer.poll(ticket, LONG_NS) == 2
     thread.join()
 
-    assert wire.producer.spins_won == 1
+    assert spinning.won == 1
 
 
 @pytest.mark.usefixtures("cooperative_threads")
@@ -976,12 +979,74 @@ def test_the_bell_is_not_armed_once_it_rang() -> None:
     bell.ring()
 
     assert not bell.arm(seen, PARKED, 1)
-    rung = bell.look()
-    assert bell.spin(seen, LONG_NS, 1 << 62) == rung != seen
-    assert bell.spin(rung, 0, 1 << 62) == rung
-    assert bell.spin(rung, 1, 1 << 62) == rung
-    assert bell.spin(rung, LONG_NS, 0) == rung  # it is later than that already
     assert bell.ring() == 0
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_spinning_ends_with_the_bell_or_when_its_time_is_over(learns: bool) -> None:
+    bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
+    for_long, shortly, never = (Spinning(ns, learns) for ns in (LONG_NS, 1, 0))
+    seen = bell.look()
+    assert bell.spin(never, seen, NEVER_NS, 1) == seen
+    assert bell.spin(shortly, seen, NEVER_NS, 1) == seen
+    assert bell.spin(for_long, seen, 0, 1) == seen  # it is later than that already
+
+    bell.ring()
+
+    rung = bell.look()
+    for how in (for_long, shortly, never):
+        assert bell.spin(how, seen, 0, 1) == rung != seen
+        assert how.won == 0  # the bell had rung before
+
+
+def test_who_learns_spins_on_until_as_many_calls_came_as_it_waits_for() -> None:
+    bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
+    learning, always = Spinning(1, True), Spinning(1, False)
+    seen = bell.look()
+    for rings in (1, 2):
+        bell.ring()
+        rung = bell.look()
+        assert bell.spin(learning, seen, NEVER_NS, 3) == seen
+        assert bell.spin(always, seen, NEVER_NS, 3) == rung, rings
+    bell.ring()
+
+    assert bell.spin(learning, seen, NEVER_NS, 3) == bell.look()
+    assert bell.spin(learning, rung, NEVER_NS, 1) == bell.look()
+
+
+@pytest.mark.parametrize("rings", [1, 2, 3])
+def test_spinning_counts_rings_beyond_the_end_of_the_word(rings: int) -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell = Bell(memory)
+    struct.pack_into("=I", memory, layout.BELL_WORD, 2**32 - 4)
+    seen = bell.look()
+    for _ in range(rings):
+        bell.ring()
+
+    ends = bell.spin(Spinning(1, True), seen, NEVER_NS, 2)
+
+    assert ends == (4 * (rings - 1) if rings >= 2 else seen)
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_a_spin_that_the_bell_ends_has_won() -> None:
+    bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
+    how = Spinning(LONG_NS, True)
+
+    def ring() -> None:
+        gate.acquire()
+        bell.ring()
+
+    gate = threading.Lock()
+    gate.acquire()
+    thread = threading.Thread(target=ring)
+    thread.start()
+    seen = bell.look()
+    gate.release()
+    assert bell.spin(how, seen, NEVER_NS, 1) != seen
+    thread.join()
+
+    assert how.won == 1
 
 
 def test_the_executor_sleeps_on_until_as_many_calls_came_as_it_waits_for() -> None:
@@ -1390,26 +1455,6 @@ def test_a_sealed_inbox_runs_what_waits_and_finds_no_more() -> None:
     assert served.drain() == 0
 
 
-def test_a_producer_is_active_while_calls_of_it_were_found_lately() -> None:
-    wires = [Wire(), Wire()]
-    served = Served(*wires)
-    served.now_ns = 1_000
-    assert served.inbox.count_active(1) == 0
-    wires[0].submit(1, 1)
-    served.drain()
-    assert served.inbox.count_active(1_000) == 1
-    served.now_ns = 2_000
-    served.drain()  # the same call still waits, but it is not a new one
-    wires[1].submit(1, 1)
-    served.drain()
-
-    assert served.inbox.count_active(1_000) == 2
-    assert served.inbox.count_active(1_001) == 1
-    assert served.inbox.count_active(2_001) == 0
-    served.inbox.tell_active(3)
-    assert [wire.producer.active for wire in wires] == [3, 3]
-
-
 def test_a_take_needs_an_empty_batch_with_room() -> None:
     wire = Wire()
     served = Served(wire, room=2)
@@ -1576,13 +1621,15 @@ def test_arguments_of_the_wrong_number_or_type_are_refused() -> None:
         lambda: wire.executor.set_status("OPEN"),  # type: ignore[arg-type]
         lambda: wire.executor.wake(0, ["0"]),  # type: ignore[list-item]
         lambda: wire.producer.park_slot(ticket, "0"),  # type: ignore[arg-type]
-        lambda: wire.bell.spin("0", 0, 0),  # type: ignore[arg-type]
+        lambda: wire.bell.spin(Spinning(0, True), "0", 0, 0),  # type: ignore[arg-type]
+        lambda: wire.bell.spin(None, 0, 0, 0),  # type: ignore[arg-type]
+        lambda: setattr(wire.producer, "spinning", 5),
+        lambda: delattr(wire.producer, "spinning"),
+        lambda: Spinning("0", True),  # type: ignore[arg-type]
         lambda: wire.bell.arm(0, None, 1),  # type: ignore[arg-type]
         lambda: wire.bell.park(None, 0, 1),  # type: ignore[arg-type]
         lambda: served.inbox.attach(wire.producer, 0),  # type: ignore[arg-type]
         lambda: served.inbox.drain("0"),  # type: ignore[arg-type]
-        lambda: served.inbox.count_active(None),  # type: ignore[arg-type]
-        lambda: served.inbox.tell_active(None),  # type: ignore[arg-type]
         lambda: served.inbox.take(served.batch),  # type: ignore[call-arg]
         lambda: Inbox(1),  # type: ignore[call-arg]
         lambda: Batch("1"),  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shmbatch.protocol._core import FAILED, PENDING, WAITER, Call, Failure, GetVerb, Verb
+from shmbatch.protocol._core import FAILED, PENDING, WAITER, Call, Failure, GetVerb, Spinning, Verb
 from shmbatch.protocol.clock import now_ns
 from tests import processes
 from tests.protocol.transport_peer import is_asleep
@@ -43,9 +43,6 @@ class Connection:
 
     def tell_queue(self) -> None:
         self.asked.append(("tell_queue",))
-
-    def parked(self) -> None:
-        self.asked.append(("parked",))
 
 
 class Spawned(Call):
@@ -134,7 +131,7 @@ def test_a_result_that_spinning_brings_is_returned_without_asking_python() -> No
     wire = Wire()
     served = Served(wire)
     connection = Connection(wire)
-    wire.producer.spin_ns = 60_000_000_000
+    wire.producer.spinning = Spinning(60_000_000_000, False)
 
     with answering(served, operator.add):
         assert remote(connection)(1, 300) == 301
@@ -178,30 +175,24 @@ def answered_asleep(wire: Wire, served: Served) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize(
-    ("crowd", "spin_ns", "active", "learns"),
-    [(0, 0, 0, False), (2, 0, 1, True), (2, 0, 2, False), (2, 1, 2, True)],
-)
-def test_the_core_sleeps_by_itself_where_it_may(
-    crowd: int, spin_ns: int, active: int, learns: bool
-) -> None:
+def test_the_core_sleeps_by_itself_where_it_may_and_learns_from_it() -> None:
     wire = Wire()
     served = Served(wire)
     connection = Connection(wire)
     wire.producer.park_ns = HOUR_NS
     wire.producer.looked_ns = now_ns()
-    wire.producer.crowd = crowd
-    wire.producer.spin_ns = spin_ns
-    served.inbox.tell_active(active)
+    wire.producer.spinning = spinning = Spinning(1, True)
 
     with answered_asleep(wire, served):
         assert remote(connection)(1, 2) == 7
+    assert spinning.spin_ns == 0  # that was in vain
     call = spawn(connection)(3, 4)
     with answered_asleep(wire, served):
         result = call.get()
 
     assert result == 7
-    assert connection.asked == 2 * learns * [("parked",)]
+    assert spinning.spin_ns == 1  # it is tried again
+    assert connection.asked == []
 
 
 def test_the_core_does_not_sleep_where_python_is_to_look_before() -> None:
@@ -299,7 +290,7 @@ def test_a_sleep_that_is_interrupted_changes_nothing_of_the_call(settles: bool) 
 def test_a_loop_that_never_leaves_the_core_hears_of_signals() -> None:
     wire = Wire(capacity=1)
     served = Served(wire)
-    wire.producer.spin_ns = HOUR_NS
+    wire.producer.spinning = Spinning(HOUR_NS, False)
     connection = Connection(wire)
     answered = 0
 
@@ -431,7 +422,7 @@ def test_what_finishing_a_result_raises_is_raised() -> None:
     wire = Wire(finish=finish)
     served = Served(wire)
     connection = Connection(wire)
-    wire.producer.spin_ns = 60_000_000_000
+    wire.producer.spinning = Spinning(60_000_000_000, False)
 
     with (
         answering(served, operator.add),

@@ -49,7 +49,7 @@ def test_the_bell_diagram_shows_the_constants(offset: str, field: str) -> None:
 
 
 def test_the_diagrams_are_complete() -> None:
-    assert len(SEGMENT_ROWS) == 9
+    assert len(SEGMENT_ROWS) == 8
     assert len(CONTROL_ROWS) == 5
     assert len(BELL_ROWS) == 2
 
@@ -74,8 +74,6 @@ def test_the_core_stores_each_word_where_the_diagram_draws_it() -> None:
     wire.executor.set_status(_core.DRAINING)
     assert wire.read(layout.STATUS) == _core.DRAINING
     wire.executor.set_status(_core.OPEN)
-    served.inbox.tell_active(7)
-    assert wire.read(layout.ACTIVE) == 7
     assert wire.memory[layout.MAGIC : layout.MAGIC + 8] == b"shmbatch"
 
     deadlines = (0, 1, 5 << 60, 2**64 - 1)
