@@ -52,7 +52,7 @@ _STDOUT = 1
     default="auto",
     envvar="SHMBATCH_WAIT",
     show_default=True,
-    help="How the executor waits for calls: auto spins where a CPU is spare, spin always does, "
+    help="How the executor waits for calls: auto spins as long as that pays, spin always does, "
     "park never. [env: SHMBATCH_WAIT]",
 )
 @admitting.options

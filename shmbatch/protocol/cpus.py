@@ -1,7 +1,7 @@
 """How many CPUs this process may keep busy: the affinity mask, and the quota of its cgroups.
 
-A container limited to one CPU sees all CPUs of its machine, and spinning there spends the quota
-that the peer needs. So waiting ``auto`` asks here whether a CPU is spare.
+A container limited to one CPU sees all CPUs of its machine, though executor and producers take
+turns there. `doctor` says so, and `tune` has no more producers than that leaves room for.
 
 Source: Linux Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and cgroup-v1
 (``cpu.cfs_quota_us``, ``cpu.cfs_period_us``).
