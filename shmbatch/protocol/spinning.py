@@ -10,8 +10,12 @@ it waits for, and else parks ever longer before it tries again; see ``spinning.c
 
 from __future__ import annotations
 
-from ._core import Spinning
+from typing import TYPE_CHECKING
+
 from .settings import setting
+
+if TYPE_CHECKING:
+    from ._core import Spinning
 
 MODES = ("auto", "spin", "park")
 
@@ -34,6 +38,8 @@ def spinning(mode: str, auto_ns: int) -> Spinning:
         mode: one of `MODES`.
         auto_ns: how long `auto` spins where it pays.
     """
+    from ._core import Spinning  # not above: the command line only asks for the modes
+
     if mode == "auto":
         return Spinning(auto_ns, True)
     return Spinning(_SPIN_NS if mode == "spin" else 0, False)
