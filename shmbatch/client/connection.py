@@ -38,7 +38,7 @@ from ..protocol._core import (
     Failure,
 )
 from ..protocol.clock import now_ns
-from ..protocol.spinning import spinning
+from ..protocol.spinning import spinning_for
 from .attended import SLICE_NS, Attended
 from .limits import UNLIMITED, Limits, exceeded, limits_from_now
 from .results import finisher
@@ -85,7 +85,7 @@ class Connection(Attended):
             return self.finish
 
         self.arrays = arrays
-        self.spinning = spinning(wait, _SPIN_NS)
+        self.spinning = spinning_for(wait, _SPIN_NS)
         # Outcomes of spawned calls, by ticket, copied out before anybody asked, to make room.
         # Each in a list, which is empty for the moment between leaving its slot and being here.
         self.stash: dict[int, list[Any]] = {}

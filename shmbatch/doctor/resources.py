@@ -33,7 +33,7 @@ def descriptors(soft: int, hard: int, producers: int, wanted: int) -> Finding:
 
 
 def cpus(usable: int, affinity: int, online: int) -> Finding:
-    """Look at whether anybody can spin.
+    """Look at whether executor and producers can run at the same time.
 
     Args:
         usable: how many CPUs mask and cgroup leave; the mask alone leaves *affinity*.

@@ -20,7 +20,7 @@ import socket
 from ..protocol import control
 from ..protocol._core import PARKED, POLLING
 from ..protocol.clock import now_ns
-from ..protocol.spinning import spinning
+from ..protocol.spinning import spinning_for
 from ..protocol.transport import ExecutorTransport
 from . import closing
 
@@ -41,17 +41,19 @@ class Poller:
         self._is_spoilt = False  # the socket must not be read
         self._park = transport.park
         self._wake = transport.wake
-        self._spinning = spinning(mode, _SPIN_NS)
+        self._spinning = spinning_for(mode, _SPIN_NS)
         self._inner, self.producers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
         self._takes_descriptors = not _refuses_descriptors(self._inner)
         self.producers_end.setblocking(False)
 
     def spin(self, seen: int, until_ns: int, calls: int) -> int:
-        """Return what the bell reads as soon as *calls* were published since it read *seen*.
+        """Return what the bell reads: at once if not *seen*, else when *calls* were published.
 
         Return *seen* at *until_ns*, when the time to spin is over, at once where spinning does
-        not pay. Look at the rings only after this: what was rung for the word is in them.
+        not pay. `wake` ends it; a producer's urgent ring may have to wait for that time, which
+        takes no longer than to be woken. Look at the rings only after this: what was rung for the
+        word is in them.
         """
         return self.bell.spin(self._spinning, seen, until_ns, calls)
 

@@ -88,9 +88,11 @@ class Spinning:
     @property
     def spin_ns(self) -> int:
         """How long to spin next; 0: not at all."""
-    won: int  # spins so far that have found what they waited for; they are counted where they are
+    # Counted by whoever spins: those that found what they waited for, and those that did not.
+    won: int
+    vain: int
     def slept(self) -> None:
-        """Learn from a sleep, which a spin in vain has come before, or none."""
+        """Learn from a sleep, and from the spins that came before it."""
 
 class Bell:
     """The word that all producers of an executor ring, and on which it sleeps."""
@@ -101,10 +103,10 @@ class Bell:
     def look(self) -> int:
         """Return the word. Look here before looking at the rings, then spin or arm on it."""
     def spin(self, how: Spinning, seen: int, until_ns: int, calls: int, /) -> int:
-        """Spin until *calls* more have rung than when the word read *seen*; return what it reads.
+        """Spin until *calls* have rung since now, or this process has; return what the word reads.
 
-        Returns *seen* when that has taken too long, or the clock says *until_ns*. One that does
-        not learn ends with every ring, an urgent one among them. No GIL.
+        At once if it does not read *seen*. Returns *seen* when it takes longer than *how* says, or
+        the clock says *until_ns*. With one that does not learn any ring will do. No GIL.
         """
     def arm(self, seen: int, bit: int, calls: int, /) -> bool:
         """Announce sleep (PARKED) or the event loop (POLLING) until *calls* more were published.
@@ -157,7 +159,7 @@ class ProducerRing:
     # For `Verb` and `Call`, which ask nobody else.
     dead: bool  # no call is to be made over it any more
     queueing: bool  # somebody waits for a slot, and who is next is not for the core to say
-    spinning: Spinning  # how long to spin for a result; at first not at all
+    spinning: Spinning  # to be set: how long to spin for a result; at first not at all
     park_ns: int  # how long to sleep for one after that, once; 0: Python sleeps, and wakes
     looked_ns: int  # when the executor's life was last looked at; after park_ns they do not sleep
     def submit(self, values: tuple[Any, ...], flags: int, deadline_ns: int = 0, /) -> int:

@@ -94,6 +94,7 @@ typedef struct {
     PyObject_HEAD
     Py_buffer memory;
     ring_bell *shared;
+    _Atomic uint32_t own; /* rings through this object */
 } bell;
 
 static PyObject *
@@ -128,7 +129,9 @@ bell_dealloc(bell *self)
 static PyObject *
 bell_ring(bell *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromUnsignedLong(ring_bell_ring(self->shared, true));
+    uint32_t asleep = ring_bell_ring(self->shared, true);
+    atomic_fetch_add_explicit(&self->own, 1, memory_order_relaxed);
+    return PyLong_FromUnsignedLong(asleep);
 }
 
 static PyObject *
@@ -137,9 +140,10 @@ bell_look(bell *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(ring_bell_look(self->shared));
 }
 
-/* spin(spinning, seen, until_ns, calls) -> word: as soon as *calls* have rung since it read *seen*;
- * *seen* when that has taken too long, or the clock says until_ns. One that always spins keeps its
- * CPU anyway, and looks at every ring. */
+/* spin(how, seen, until_ns, calls) -> word: at once if it does not read *seen* any more, for then
+ * nobody knows how many of the calls were there before; else as soon as *calls* have rung, or this
+ * process; *seen* when that takes longer than *how* says, or the clock says until_ns. One that
+ * always spins keeps its CPU anyway, and looks at every ring. */
 static PyObject *
 bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -157,26 +161,29 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
     if (PyErr_Occurred()) {
         return NULL;
     }
-    calls = how->learns ? calls : 1;
+    uint32_t own = atomic_load_explicit(&self->own, memory_order_relaxed);
     uint32_t word = ring_bell_look(self->shared);
-    bool rung = ring_bell_rang((uint32_t)seen, word, (uint32_t)calls);
-    if (!rung && how->spin_ns > 0) {
+    bool ends = word != seen;
+    if (!ends && how->spin_ns > 0) {
         uint64_t spin_ns = (uint64_t)how->spin_ns;
+        uint32_t rings = how->learns ? (uint32_t)calls : 1;
         Py_BEGIN_ALLOW_THREADS
         uint64_t at_ns = now_ns();
         until_ns = at_ns + spin_ns < until_ns ? at_ns + spin_ns : until_ns;
-        while (!rung && at_ns < until_ns) {
-            for (int i = 0; i < 32 && !rung; i++) {
+        while (!ends && at_ns < until_ns) {
+            for (int i = 0; i < 32 && !ends; i++) {
                 pause_cpu();
                 word = ring_bell_look(self->shared);
-                rung = ring_bell_rang((uint32_t)seen, word, (uint32_t)calls);
+                ends = ring_bell_rang((uint32_t)seen, word, rings);
             }
+            ends = ends || atomic_load_explicit(&self->own, memory_order_relaxed) != own;
             at_ns = now_ns();
         }
         Py_END_ALLOW_THREADS
-        how->won += rung;
+        spinning_count(how, ends);
+        word = ends ? ring_bell_look(self->shared) : (uint32_t)seen;
     }
-    return PyLong_FromUnsignedLong(rung ? word : seen);
+    return PyLong_FromUnsignedLong(word);
 }
 
 static PyObject *

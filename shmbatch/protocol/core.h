@@ -394,23 +394,32 @@ enum { WAKE_ASYNC = 1, WAKE_VIOLATION = 2 };
 
 typedef struct {
     PyObject_HEAD
-    int64_t spin_ns;        /* how long to spin next */
-    int64_t paying_ns;      /* the same where it pays */
-    unsigned long long won; /* spins so far that have found what they waited for */
-    unsigned long long won_before;
+    int64_t spin_ns;         /* how long to spin next */
+    int64_t paying_ns;       /* the same where it pays */
+    unsigned long long won;  /* spins so far that have found what they waited for */
+    unsigned long long vain; /* and that have not */
+    unsigned long long won_before, vain_before; /* when the last sleep was learnt from */
     uint32_t skip;      /* sleeps until a spin is tried again */
     uint32_t next_skip; /* the same after the next spin in vain */
     char learns;
 } spinning;
 
-/* Learn from a sleep, which a spin in vain has come before, or none. */
+static inline void
+spinning_count(spinning *self, bool won)
+{
+    self->won += won;
+    self->vain += !won;
+}
+
+/* Learn from a sleep, and from the spins that came before it. */
 void spinning_slept(spinning *self);
 
 /* ---- types, each in the file of its name -------------------------------------------------- */
 
 extern PyType_Spec spinning_spec, producer_spec, executor_spec, batch_spec, phases_spec, inbox_spec,
     watchdog_spec, failure_spec, call_spec, get_verb_spec, verb_spec, loan_spec, lent_spec;
-extern PyTypeObject *spinning_type, *producer_type, *executor_type, *batch_type, *phases_type; /* set at import, immortal */
+/* Set at import, immortal. */
+extern PyTypeObject *spinning_type, *producer_type, *executor_type, *batch_type, *phases_type;
 extern PyObject *pending_object, *failed_object; /* what poll returns instead of a result */
 
 /* Of the module: apart.c. */

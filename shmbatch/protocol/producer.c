@@ -599,12 +599,6 @@ producer_status(producer *self, void *Py_UNUSED(closure))
         atomic_load_explicit(&self->ring.words.header->status, memory_order_acquire));
 }
 
-static PyObject *
-producer_get_spinning(producer *self, void *Py_UNUSED(closure))
-{
-    return Py_NewRef(self->spinning != NULL ? (PyObject *)self->spinning : Py_None);
-}
-
 static int
 producer_set_spinning(producer *self, PyObject *value, void *Py_UNUSED(closure))
 {
@@ -643,7 +637,7 @@ static PyGetSetDef producer_properties[] = {
     {"free_slots", (getter)producer_free_slots, NULL, NULL, NULL},
     {"forked", (getter)producer_is_forked, NULL, NULL, NULL},
     {"status", (getter)producer_status, NULL, NULL, NULL},
-    {"spinning", (getter)producer_get_spinning, (setter)producer_set_spinning, NULL, NULL},
+    {"spinning", NULL, (setter)producer_set_spinning, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

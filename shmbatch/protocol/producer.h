@@ -39,7 +39,7 @@ typedef struct {
     uint32_t moves;               /* to another segment, so far */
     char dead;                    /* no call is to be made over it any more: Python says so */
     char queueing;                /* somebody waits for a slot: Python says who is next */
-    spinning *spinning; /* how long to spin for a result; NULL: not at all */
+    spinning *spinning;           /* how long to spin for a result; NULL: not at all */
     long long park_ns;            /* how long to sleep without Python; 0: it sleeps, and wakes */
     unsigned long long looked_ns; /* when Python last looked at the executor's life */
     unsigned inside;              /* threads that may hold pointers into the memory without the GIL */
@@ -189,8 +189,8 @@ producer_done(producer *self, uint32_t index, int64_t spin_ns)
         || self->moves != moves) {
         return false; /* another thread got there first */
     }
-    if (done && self->spinning != NULL) {
-        self->spinning->won++;
+    if (self->spinning != NULL) {
+        spinning_count(self->spinning, done);
     }
     return done;
 }

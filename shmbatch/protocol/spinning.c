@@ -34,15 +34,16 @@ spinning_slept(spinning *self)
     if (!self->learns) {
         return;
     }
-    if (self->spin_ns > 0) { /* in vain */
+    if (self->vain != self->vain_before) {
         if (self->won != self->won_before) {
             self->won_before = self->won;
             self->next_skip = 1;
         }
+        self->vain_before = self->vain;
         self->skip = self->next_skip;
         self->next_skip = self->skip < SKIP_MAX ? 2 * self->skip : SKIP_MAX;
         self->spin_ns = 0;
-    } else if (--self->skip == 0) {
+    } else if (self->spin_ns == 0 && --self->skip == 0) { /* of several threads one may have */
         self->spin_ns = self->paying_ns;
     }
 }
@@ -62,6 +63,7 @@ static PyMethodDef spinning_methods[] = {
 static PyMemberDef spinning_members[] = {
     {"spin_ns", T_LONGLONG, offsetof(spinning, spin_ns), READONLY, NULL},
     {"won", T_ULONGLONG, offsetof(spinning, won), 0, NULL},
+    {"vain", T_ULONGLONG, offsetof(spinning, vain), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -4,8 +4,8 @@ Spinning answers a call forty times sooner than sleeping. Where it pays, it even
 for two wake-ups take longer than the whole call; where it does not, it takes a CPU from those who
 are waited for. Which of the two it is nobody can know from the number of CPUs, or of producers. So
 `auto` tries: it spins for little more than a wake-up takes, goes on as long as that brings what
-it waits for, and else parks ever longer before it tries again; see ``spinning.c``. At worst every
-256th wait is longer by a spin.
+it waits for, and else parks ever longer before it tries again; see ``spinning.c``. At worst one
+wait of 257 is longer by a spin.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def wait_mode(mode: str | None) -> str:
     return setting("wait", mode, MODES)
 
 
-def spinning(mode: str, auto_ns: int) -> Spinning:
+def spinning_for(mode: str, auto_ns: int) -> Spinning:
     """Return how long to spin.
 
     Args:

@@ -14,9 +14,11 @@ from ..executor.batcher import NEVER_NS
 from ..executor.loop import IDLE_NS
 from ..executor.poller import SLICE_NS
 from ..protocol import layout
-from ..protocol._core import PARKED, Bell, Spinning
+from ..protocol._core import PARKED, Bell
 from .clock import VirtualClock
 from .events import VirtualEvents
+
+_RING = 4  # what a ring of the bell adds to its word
 
 
 class Paused(BaseException):
@@ -57,23 +59,29 @@ class VirtualPoller:
         self._watcher = watcher
         self._finished = finished
         self._woken = False
+        self._rung = False  # by the executor itself, since it began to spin
 
     def woken(self, sleeping: int) -> None:
         """A producer wakes the executor, as the protocol has told it to."""
         self._woken = True
 
     def wake(self) -> None:
+        self._rung = True
         if self.bell.ring():
             self._woken = True
 
     def spin(self, seen: int, until_ns: int, calls: int) -> int:
         end_ns = min(until_ns, self._clock.now_ns + self.spin_ns)
-        looking = Spinning(0, True)
-        while (word := self.bell.spin(looking, seen, end_ns, calls)) == seen:
-            if self._clock.now_ns >= end_ns:
-                break
+        word = self.bell.look()
+        if word != seen:
+            return word
+        self._rung = False
+        while self._clock.now_ns < end_ns:
             self._pass(end_ns)
-        return word
+            word = self.bell.look()
+            if self._rung or (word - seen) // _RING >= calls:
+                return word
+        return seen
 
     def park(self, seen: int, until_ns: int, calls: int) -> int:
         if until_ns <= self._clock.now_ns:

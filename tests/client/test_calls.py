@@ -26,7 +26,7 @@ from shmbatch.client import connection as connection_module
 from shmbatch.client import listener as listener_module
 from shmbatch.client import pool
 from shmbatch.client.slots import Slots
-from shmbatch.protocol._core import DONE
+from shmbatch.protocol._core import DONE, Spinning
 from shmbatch.protocol.clock import now_ns
 from tests import processes
 from tests.processes import PATIENCE_S, Gate, Program, Served
@@ -175,6 +175,24 @@ GIVEN_UP = (
     r"^'calls\.\w+' gave no result within 0\.02 seconds and the call is given up; "
     r"give it more time with timeout=$"
 )
+
+
+def test_who_slept_for_a_call_after_a_spin_in_vain_does_not_spin_for_the_next(
+    executor: Served, module_gate: Gate
+) -> None:
+    held = executor.connect("held")
+    connection = held.connect()
+    connection.ring.spinning = connection.spinning = how = Spinning(1, True)
+    call = held.spawn(1)
+    assert module_gate.arrived() == [1]
+    opener = threading.Timer(0.02, module_gate.open)
+    opener.start()
+
+    outcome = call.get()  # not in an assertion, which would bind it first: that does not spin
+
+    opener.join()
+    assert outcome == 10
+    assert (how.won, how.vain, how.spin_ns) == (0, 1, 0)
 
 
 def test_get_with_a_timeout_keeps_the_call(executor: Served, module_gate: Gate) -> None:

@@ -87,13 +87,14 @@ class Executor:
         """Have something done by the loop's thread, and wait for that."""
         self._call(self.loop.post, what)
 
-    def has_watched(self, descriptors: int) -> None:
-        """Wait until so many descriptors are watched, and all is done that goes with it.
+    def await_watched(self, descriptors: int) -> None:
+        """Wait until so many descriptors are watched, and all is done that goes with that.
 
         Of a producer two are, its socket and its pidfd. Whoever is not watched any more is only
         then logged, detached and closed.
         """
-        processes.wait_until(lambda: len(self.control._watched) == descriptors, "others are gone")
+        watched = self.control._watched
+        processes.wait_until(lambda: len(watched) == descriptors, f"{descriptors} are watched")
         self._call(self.control._request, lambda: None)
         self.call(lambda: None)
 
@@ -117,7 +118,7 @@ class Executor:
     def close(self) -> None:
         processes.hang_up()
         if not self.control._closing:  # it has hung up on everybody
-            self.has_watched(0)
+            self.await_watched(0)
         self.loop.post(self.loop.drain)
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()

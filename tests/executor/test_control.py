@@ -65,7 +65,7 @@ def scribble(memory: Any, bell_memory: Any, wake: Callable[[], None]) -> None:
 
 def settled(executor: Executor) -> int:
     """Return how many descriptors this process has once only one producer, attached, is left."""
-    executor.has_watched(2)
+    executor.await_watched(2)
     # `wait_until` has a pipe of its own.
     return sum(not what.startswith("pipe:") for what in processes.descriptors().values())
 
@@ -292,7 +292,7 @@ def test_a_producer_that_connects_and_never_speaks_is_in_nobodys_way(executor: E
     executor.serves()
     for raw in silent:
         raw.sock.close()
-    executor.has_watched(2)
+    executor.await_watched(2)
     executor.serves()
 
 
@@ -452,7 +452,7 @@ def test_who_has_attached_may_be_silent_for_ever(
             assert raw.hear()[0]["kind"] == "refused"
     monkeypatch.undo()
     executor.serves()
-    executor.has_watched(2)
+    executor.await_watched(2)
     assert executor.control._patience_s() is None
 
 
@@ -466,11 +466,11 @@ def test_of_a_producers_life_a_line_an_event_is_logged(
     with caplog.at_level(logging.INFO, "shmbatch.executor"):
         executor.serves()
         processes.hang_up()
-        executor.has_watched(0)
+        executor.await_watched(0)
         with Raw() as raw:
             _, fds = raw.attach()
             shut(fds)
-        executor.has_watched(0)
+        executor.await_watched(0)
     assert said(caplog, logging.INFO) == [
         f"producer {me} attached to control.add: {SLOTS} slots, "
         f"{executor.function.layout.nbytes} bytes of memory",
@@ -494,7 +494,7 @@ def test_a_producer_that_is_killed_has_died(
         (connection,) = set(executor.control._watched.values())
         with connection.sock.dup():
             program.kill()
-            executor.has_watched(0)
+            executor.await_watched(0)
     fates = ("died", "hung up without a goodbye")  # its socket may close before it is dead
     assert said(caplog, logging.INFO)[1:] in [
         [f"producer {program.pid} of control.add {fate}"] for fate in fates
@@ -508,7 +508,7 @@ def test_a_producer_that_ends_by_itself_says_goodbye(
     with caplog.at_level(logging.INFO, "shmbatch.executor"), processes.Program(code) as program:
         assert program.line() == "3"
         assert program.wait() == 0
-        executor.has_watched(0)
+        executor.await_watched(0)
     assert said(caplog, logging.INFO)[1:] == [f"producer {program.pid} of control.add left"]
 
 

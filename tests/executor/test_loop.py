@@ -108,8 +108,10 @@ def test_without_a_wait_calls_that_come_while_the_executor_is_busy_share_a_batch
     ]
 
 
-def test_the_clock_of_a_call_runs_on_while_the_executor_is_busy() -> None:
+@pytest.mark.parametrize("spin_ns", [0, 2 * MS])
+def test_the_clock_of_a_call_runs_on_while_the_executor_is_busy(spin_ns: int) -> None:
     world = World(Plan(max_batch_size=10, wait_ns=5 * MS, duration_ns=20 * MS))
+    world.spin_ns = spin_ns
     submitting(world, [0, 6, 24])
 
     world.run()

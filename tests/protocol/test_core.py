@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -983,70 +984,98 @@ def test_the_bell_is_not_armed_once_it_rang() -> None:
 
 
 @pytest.mark.parametrize("learns", [False, True])
-def test_spinning_ends_with_the_bell_or_when_its_time_is_over(learns: bool) -> None:
+def test_a_spin_for_what_the_bell_has_rung_for_ends_at_once(learns: bool) -> None:
+    """However many calls it waits for: nobody knows which of them rang before."""
     bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
-    for_long, shortly, never = (Spinning(ns, learns) for ns in (LONG_NS, 1, 0))
     seen = bell.look()
-    assert bell.spin(never, seen, NEVER_NS, 1) == seen
-    assert bell.spin(shortly, seen, NEVER_NS, 1) == seen
-    assert bell.spin(for_long, seen, 0, 1) == seen  # it is later than that already
-
     bell.ring()
 
     rung = bell.look()
-    for how in (for_long, shortly, never):
-        assert bell.spin(how, seen, 0, 1) == rung != seen
-        assert how.won == 0  # the bell had rung before
+    for how in (Spinning(ns, learns) for ns in (LONG_NS, 1, 0)):
+        assert bell.spin(how, seen, NEVER_NS, 3) == rung != seen
+        assert (how.won, how.vain) == (0, 0)
 
 
-def test_who_learns_spins_on_until_as_many_calls_came_as_it_waits_for() -> None:
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_spin_ends_when_its_time_is_over(learns: bool) -> None:
     bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
-    learning, always = Spinning(1, True), Spinning(1, False)
     seen = bell.look()
-    for rings in (1, 2):
-        bell.ring()
-        rung = bell.look()
-        assert bell.spin(learning, seen, NEVER_NS, 3) == seen
-        assert bell.spin(always, seen, NEVER_NS, 3) == rung, rings
-    bell.ring()
+    never, shortly, late = (Spinning(ns, learns) for ns in (0, 1, LONG_NS))
 
-    assert bell.spin(learning, seen, NEVER_NS, 3) == bell.look()
-    assert bell.spin(learning, rung, NEVER_NS, 1) == bell.look()
+    assert bell.spin(never, seen, NEVER_NS, 1) == seen
+    assert bell.spin(shortly, seen, NEVER_NS, 1) == seen
+    assert bell.spin(late, seen, 0, 1) == seen  # it is later than that already
 
-
-@pytest.mark.parametrize("rings", [1, 2, 3])
-def test_spinning_counts_rings_beyond_the_end_of_the_word(rings: int) -> None:
-    memory = mmap.mmap(-1, layout.BELL_NBYTES)
-    bell = Bell(memory)
-    struct.pack_into("=I", memory, layout.BELL_WORD, 2**32 - 4)
-    seen = bell.look()
-    for _ in range(rings):
-        bell.ring()
-
-    ends = bell.spin(Spinning(1, True), seen, NEVER_NS, 2)
-
-    assert ends == (4 * (rings - 1) if rings >= 2 else seen)
+    assert (never.vain, shortly.vain) == (0, 1)
+    assert (never.won, shortly.won, late.won) == (0, 0, 0)
 
 
-@pytest.mark.usefixtures("cooperative_threads")
-def test_a_spin_that_the_bell_ends_has_won() -> None:
-    bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
-    how = Spinning(LONG_NS, True)
+@contextmanager
+def while_spinning(*rings: Callable[[], object]) -> Iterator[None]:
+    """Have another thread ring once this one has let go of the interpreter."""
 
-    def ring() -> None:
+    def ring_all() -> None:
         gate.acquire()
-        bell.ring()
+        for ring in rings:
+            ring()
 
     gate = threading.Lock()
     gate.acquire()
-    thread = threading.Thread(target=ring)
+    thread = threading.Thread(target=ring_all)
     thread.start()
-    seen = bell.look()
     gate.release()
-    assert bell.spin(how, seen, NEVER_NS, 1) != seen
+    yield
     thread.join()
 
-    assert how.won == 1
+
+@pytest.mark.usefixtures("cooperative_threads")
+@pytest.mark.parametrize(("learns", "rings"), [(True, 3), (False, 1)])
+def test_who_learns_spins_on_until_as_many_calls_came_as_it_waits_for(
+    learns: bool, rings: int
+) -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell, producers = Bell(memory), Bell(memory)
+    how = Spinning(LONG_NS, learns)
+    seen = bell.look()
+
+    with while_spinning(*[producers.ring] * rings):
+        assert bell.spin(how, seen, NEVER_NS, 3) > seen
+
+    assert bell.look() - seen == 4 * rings
+    assert (how.won, how.vain) == (1, 0)
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_too_few_calls_end_no_spin_before_its_time() -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell, producers = Bell(memory), Bell(memory)
+    how = Spinning(5_000_000, True)
+    seen = bell.look()
+
+    with while_spinning(producers.ring, producers.ring):
+        assert bell.spin(how, seen, NEVER_NS, 3) == seen
+
+    assert bell.look() != seen
+    assert (how.won, how.vain) == (0, 1)
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_the_executors_own_ring_ends_its_spin_whatever_it_waits_for() -> None:
+    bell = Bell(mmap.mmap(-1, layout.BELL_NBYTES))
+    seen = bell.look()
+
+    with while_spinning(bell.ring):
+        assert bell.spin(Spinning(LONG_NS, True), seen, NEVER_NS, 3) > seen
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_a_spin_counts_rings_beyond_the_end_of_the_word() -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell, producers = Bell(memory), Bell(memory)
+    struct.pack_into("=I", memory, layout.BELL_WORD, 2**32 - 4)
+
+    with while_spinning(producers.ring, producers.ring):
+        assert bell.spin(Spinning(LONG_NS, True), 2**32 - 4, NEVER_NS, 2) == 4
 
 
 def test_the_executor_sleeps_on_until_as_many_calls_came_as_it_waits_for() -> None:

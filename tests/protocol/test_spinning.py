@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 
 from shmbatch.errors import ConfigError
 from shmbatch.protocol._core import Spinning
-from shmbatch.protocol.spinning import MODES, spinning, wait_mode
+from shmbatch.protocol.spinning import MODES, spinning_for, wait_mode
 
 AUTO_NS = 20_000
 
 
-def sleeps_until_a_spin(spinning: Spinning) -> int:
+def in_vain(how: Spinning) -> None:
+    """Spin for nothing, and sleep."""
+    how.vain += 1
+    how.slept()
+
+
+def sleeps_until_a_spin(how: Spinning) -> int:
     """Sleep until spinning is tried again; return how often that was."""
     for sleeps in range(1, 1000):
-        spinning.slept()
-        if spinning.spin_ns:
+        how.slept()
+        if how.spin_ns:
             return sleeps
     raise AssertionError("it never spins again")
 
@@ -65,7 +71,7 @@ def test_an_unknown_mode_is_refused_by_the_name_of_its_source(
 
 
 def test_park_never_spins() -> None:
-    how = spinning("park", AUTO_NS)
+    how = spinning_for("park", AUTO_NS)
 
     for _ in range(500):
         assert how.spin_ns == 0
@@ -73,7 +79,7 @@ def test_park_never_spins() -> None:
 
 
 def test_spin_always_spins_and_for_long() -> None:
-    how = spinning("spin", AUTO_NS)
+    how = spinning_for("spin", AUTO_NS)
 
     for _ in range(500):
         assert how.spin_ns > 10 * AUTO_NS
@@ -81,44 +87,59 @@ def test_spin_always_spins_and_for_long() -> None:
 
 
 def test_auto_begins_with_a_spin() -> None:
-    assert spinning("auto", AUTO_NS).spin_ns == AUTO_NS
+    assert spinning_for("auto", AUTO_NS).spin_ns == AUTO_NS
 
 
 def test_spins_in_vain_are_followed_by_ever_more_sleeps() -> None:
-    how = spinning("auto", AUTO_NS)
-    how.slept()  # the first spin was in vain
+    how = spinning_for("auto", AUTO_NS)
+    in_vain(how)
     assert how.spin_ns == 0
 
     sleeps = []
     for _ in range(11):
         sleeps.append(sleeps_until_a_spin(how))
-        how.slept()
+        in_vain(how)
 
     assert sleeps == [1, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256]
 
 
 def test_a_spin_that_succeeded_makes_the_next_failures_cheap_again() -> None:
-    how = spinning("auto", AUTO_NS)
+    how = spinning_for("auto", AUTO_NS)
     for _ in range(5):
-        how.slept()
+        in_vain(how)
         sleeps_until_a_spin(how)
 
     how.won += 3
-    how.slept()  # this one was in vain
+    in_vain(how)
 
     assert sleeps_until_a_spin(how) == 1
-    how.slept()
+    in_vain(how)
     assert sleeps_until_a_spin(how) == 2
 
 
-@given(mode=st.sampled_from(MODES), wins=st.lists(st.integers(0, 2), max_size=600))
-def test_however_it_goes_the_rule_of_the_docstring_holds(mode: str, wins: list[int]) -> None:
-    how = spinning(mode, AUTO_NS)
+def test_a_sleep_without_a_spin_in_vain_ends_no_spinning() -> None:
+    """As of another thread, which slept before this one began to spin."""
+    how = spinning_for("auto", AUTO_NS)
+    for _ in range(3):
+        how.slept()
+        assert how.spin_ns == AUTO_NS
+
+
+# Of each wait: how many spins have won since the last one, and whether its own was in vain.
+WAITS = st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=100)
+
+
+@given(mode=st.sampled_from(MODES), quiet=st.sampled_from([0, 600]), waits=WAITS)
+def test_however_it_goes_the_rule_of_the_docstring_holds(
+    mode: str, quiet: int, waits: list[tuple[int, bool]]
+) -> None:
+    how = spinning_for(mode, AUTO_NS)
     sleeps = 0
 
-    for won in wins:
+    for won, vain in [(0, True)] * quiet + waits:
         before = how.spin_ns
         how.won += won if before else 0
+        how.vain += 1 if before and vain else 0
         how.slept()
         sleeps = 0 if before else sleeps + 1
         if mode == "spin":
@@ -126,7 +147,7 @@ def test_however_it_goes_the_rule_of_the_docstring_holds(mode: str, wins: list[i
         elif mode == "park":
             assert how.spin_ns == 0
         elif before:
-            assert how.spin_ns == 0  # after a spin in vain it sleeps at least once
+            assert how.spin_ns == (0 if vain else AUTO_NS)
         elif sleeps >= 256:
             assert how.spin_ns == AUTO_NS
         else:
