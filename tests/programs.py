@@ -114,9 +114,13 @@ def written(folder: Path, name: str, *texts: str) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment, in which a child finds the package that this one has."""
+    """This process's environment, in which a child finds the package that this one has.
+
+    Else Python is as most people have it: it buffers what it prints, and keeps bytecode.
+    """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | extra
+    usual = {"PYTHONUNBUFFERED": "", "PYTHONDONTWRITEBYTECODE": ""}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | usual | extra
 
 
 def ran(

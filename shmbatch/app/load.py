@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,17 @@ from typing import Any
 from ..errors import LoadError
 from .app import App
 from .paths import resolved
+
+
+class _Anew(SourceFileLoader):
+    """Loads what the file says now: reads no bytecode, and leaves none.
+
+    Bytecode is taken for that of the file if both tell of the same second and size; a file that
+    was loaded, changed by a character and is loaded again is not to be what it was before.
+    """
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError(f"no bytecode for '{path}'")
 
 
 def load_file(path: Path) -> ModuleType:
@@ -37,15 +49,15 @@ def load_file(path: Path) -> ModuleType:
         raise LoadError(f"'{path}' has the name of module {name!r}, in use already; rename it")
     if name in sys.stdlib_module_names:  # whoever imports that later would get this file
         raise LoadError(f"'{path}' has the name of Python's own module {name!r}; rename it")
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _Anew(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):

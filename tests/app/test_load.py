@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_a_file_is_loaded_once_as_the_module_of_its_stem(tmp_path: Path) -> None
     assert sys.modules["user_served"] is module
     assert load_file(file) is module
     assert find_app(module).name == "user_served"
+
+
+def test_a_file_is_loaded_as_it_is_now_though_it_looks_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Python, which takes bytecode by the file's second and size."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for version in (1, 2):
+        file = written(tmp_path, "user_served.py", f"VERSION = {version}")
+        os.utime(file, (1, 1))
+        module = load_file(file)
+        assert module.VERSION == version
+        del sys.modules["user_served"]
 
 
 def test_a_relative_path_and_a_link_are_the_same_file(
