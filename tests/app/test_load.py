@@ -37,10 +37,10 @@ def test_a_file_is_loaded_as_it_is_now_though_it_looks_as_before(
     """To Python, which takes bytecode by the file's second and size."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for version in (1, 2):
-        file = written(tmp_path, "user_served.py", f"VERSION = {version}")
+        file = written(tmp_path, "user_served.py", f"version = {version}")
         os.utime(file, (1, 1))
         module = load_file(file)
-        assert module.VERSION == version
+        assert module.version == version
         del sys.modules["user_served"]
 
 
