@@ -230,22 +230,19 @@ watchdog_main(void *argument)
             }
             break;
         }
-        uint64_t late_ns = UINT64_MAX;
         if (next_ns == 0) {
             self->asleep = true;
             pthread_cond_wait(&self->changed, &self->lock);
             self->asleep = false;
-            at_ns = now_ns();
         } else {
             /* Often, as what is late by much was stopped, and that does not count. */
             uint64_t soon_ns = at_ns + self->shortest_ns / 8;
             next_ns = next_ns < soon_ns ? next_ns : soon_ns;
             watchdog_wait(self, next_ns);
-            at_ns = now_ns();
-            late_ns = at_ns > next_ns ? at_ns - next_ns : 0;
         }
-        if (late_ns > LATE_NS) {
-            watchdog_hold(self, at_ns, late_ns);
+        at_ns = now_ns();
+        if (at_ns > next_ns + LATE_NS) { /* who was to look at 0 is late by all that has run */
+            watchdog_hold(self, at_ns, at_ns - next_ns);
         }
     }
     pthread_mutex_unlock(&self->lock);

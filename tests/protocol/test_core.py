@@ -907,6 +907,24 @@ def cooperative_threads() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
+@contextmanager
+def while_spinning(*steps: Callable[[], object]) -> Iterator[None]:
+    """Have another thread do this once this one has let go of the interpreter."""
+
+    def do_all() -> None:
+        gate.acquire()
+        for step in steps:
+            step()
+
+    gate = threading.Lock()
+    gate.acquire()
+    thread = threading.Thread(target=do_all)
+    thread.start()
+    gate.release()
+    yield
+    thread.join()
+
+
 @pytest.mark.usefixtures("cooperative_threads")
 def test_a_spinning_poll_lets_other_threads_run_and_counts_that_it_won() -> None:
     wire = Wire()
@@ -916,18 +934,8 @@ def test_a_spinning_poll_lets_other_threads_run_and_counts_that_it_won() -> None
     assert wire.producer.poll(ticket, 1) is PENDING
     assert spinning.won == 0
 
-    def answer() -> None:
-        gate.acquire()
-        served.take()
-        served.answer(2)
-
-    gate = threading.Lock()
-    gate.acquire()
-    thread = threading.Thread(target=answer)
-    thread.start()
-    gate.release()
-    assert wire.producer.poll(ticket, LONG_NS) == 2
-    thread.join()
+    with while_spinning(served.take, lambda: served.answer(2)):
+        assert wire.producer.poll(ticket, LONG_NS) == 2
 
     assert spinning.won == 1
 
@@ -941,7 +949,6 @@ def test_a_spinning_poll_yields_to_another_thread_that_took_the_result() -> None
     taken: list[int] = []
 
     def answer_and_take() -> None:
-        gate.acquire()
         served.take()
         served.answer(2)
         taken.append(wire.producer.poll(ticket, 0))
@@ -949,13 +956,8 @@ def test_a_spinning_poll_yields_to_another_thread_that_took_the_result() -> None
         served.take()
         served.answer(6)
 
-    gate = threading.Lock()
-    gate.acquire()
-    thread = threading.Thread(target=answer_and_take)
-    thread.start()
-    gate.release()
-    assert wire.producer.poll(ticket, LONG_NS) is PENDING
-    thread.join()
+    with while_spinning(answer_and_take):
+        assert wire.producer.poll(ticket, LONG_NS) is PENDING
 
     assert taken == [2]
 
@@ -1008,24 +1010,6 @@ def test_a_spin_ends_when_its_time_is_over(learns: bool) -> None:
 
     assert (never.vain, shortly.vain) == (0, 1)
     assert (never.won, shortly.won, late.won) == (0, 0, 0)
-
-
-@contextmanager
-def while_spinning(*rings: Callable[[], object]) -> Iterator[None]:
-    """Have another thread ring once this one has let go of the interpreter."""
-
-    def ring_all() -> None:
-        gate.acquire()
-        for ring in rings:
-            ring()
-
-    gate = threading.Lock()
-    gate.acquire()
-    thread = threading.Thread(target=ring_all)
-    thread.start()
-    gate.release()
-    yield
-    thread.join()
 
 
 @pytest.mark.usefixtures("cooperative_threads")
