@@ -6,10 +6,8 @@ problem, 2 usage.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
-import os
 import sys
 from typing import NoReturn
 
@@ -17,6 +15,7 @@ import click
 
 from ..errors import ShmbatchError
 from ..protocol.descriptors import shortage
+from .printing import leave_terminals_that_hung_up
 
 _VERBS = ("run", "serve", "start", "reload", "stop", "ps", "stats", "tune", "doctor")
 
@@ -56,21 +55,7 @@ def main() -> None:
             raise
         _fail(told)
     finally:
-        _leave_terminals_that_hung_up()
-
-
-def _leave_terminals_that_hung_up() -> None:
-    """Have what they did not take go nowhere: else Python tries once more and ends with 120."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is None or stream.closed:  # as somebody may have left them
-            continue
-        try:
-            stream.flush()
-        except OSError as error:
-            if error.errno == errno.EIO:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+        leave_terminals_that_hung_up()
 
 
 def _fail(error: ShmbatchError) -> NoReturn:

@@ -1,9 +1,10 @@
-"""How the command line writes durations, amounts of memory, and tables."""
+"""How the command line writes results, durations, amounts of memory, and tables."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
 
 import click
@@ -24,11 +25,27 @@ def say(text: str = "") -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise  # nobody reads it any more, which ends a command without a word
-        # What is left in the buffer would be tried, and complained of, once more at the end.
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, _STDOUT)
-        os.close(nowhere)
+        _let_go_nowhere(_STDOUT)
         raise ConfigError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def leave_terminals_that_hung_up() -> None:
+    """Let go of what they have not taken, so that the exit status is not Python's 120."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None or stream.closed:  # as somebody may have left them
+            continue
+        try:
+            stream.flush()
+        except OSError as error:
+            if error.errno == errno.EIO:
+                _let_go_nowhere(stream.fileno())
+
+
+def _let_go_nowhere(descriptor: int) -> None:
+    """Have a descriptor take what is left in its buffer, which would be tried again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def printable(text: str) -> str:
