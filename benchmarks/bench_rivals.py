@@ -11,9 +11,9 @@ shmbatch (`auto`; over the transport `linux`, over `posix`, and for tiny in lock
 with a batching loop written by hand, and systems that batch, in environments of their own
 (rivals/). A system that cannot run is a row with the reason. Every answer is checked.
 
-Works: tiny, image, mlp and embed, see _works.py. Two limits beside 4x8: `plain loop` is the
-function alone, on full batches that are ready; `plain loop, copying` copies each input into the
-batch before, as whoever stacks inputs must.
+Works: tiny, image, mlp and embed, see _works.py. Three limits beside 4x8, see _limits.py: the
+function alone, on full batches that are ready; the same where each input is copied into the batch
+before; and where another process hands them over, which takes two copies.
 
 Loads, a closed loop if not said otherwise, see _load.py:
 
@@ -45,16 +45,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from itertools import cycle
 from pathlib import Path
-from time import monotonic_ns
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import _options, _report, _shmbatch
-from benchmarks._crew import Crew, Cue
+from benchmarks import _limits, _options, _report, _shmbatch
 from benchmarks._load import Load
 from benchmarks._works import EMBED, TINY, WORKS, Work
 from benchmarks.rivals import asked, environments
@@ -63,14 +60,13 @@ from benchmarks.rivals.listed import BATCHING, RAW, RIVALS
 Figures: TypeAlias = dict[str, float]
 Latencies: TypeAlias = Sequence[NDArray[np.int64]]
 
-LIMITS = {"loop": "plain loop", "loop-copying": "plain loop, copying"}
 OURS = {
     "shmbatch": "shmbatch",
     "shmbatch-posix": "shmbatch, posix",
     "shmbatch-lockstep": "shmbatch, lockstep",
 }
 LABELS = OURS | {name: rival.label for name, rival in RIVALS.items()}
-ALL_LABELS = LABELS | LIMITS
+ALL_LABELS = LABELS | _limits.LABELS
 
 RATED = "4x8"  # the load whose rates the open loops are shares of
 CLOSED = {
@@ -139,33 +135,6 @@ class System:
         return latencies
 
 
-def plain_loop(work: Work, warmup_s: float, measure_s: float, *, copying: bool) -> Figures:
-    """The function on full batches, in a process of its own: calls per second."""
-    with Crew() as crew:
-        crew.add(execute_over_and_over, work, copying)
-        (batch_ns,) = crew.measure(warmup_s, measure_s)
-    return {"calls_per_s": work.max_batch_size * 1e9 / batch_ns}
-
-
-def execute_over_and_over(cue: Cue, work: Work, copying: bool) -> float:
-    """How long a batch took on the average, in nanoseconds."""
-    batch, results = work.stacks()
-    inputs = work.inputs(0, 2 * work.max_batch_size)  # images: more than caches hold
-    next_input = cycle(inputs).__next__
-    batch[:] = inputs[: len(batch)]
-    schedule = cue.ready()
-    count = first_ns = 0
-    while (now := monotonic_ns()) < schedule.end_ns or not count:
-        if now >= schedule.begin_ns:
-            first_ns = first_ns or now
-            count += 1
-        if copying:
-            for row in batch:
-                row[:] = next_input()
-        work.function(batch, results)
-    return (now - first_ns) / count
-
-
 class Cell:
     """One work under one load: what all systems made of it."""
 
@@ -191,9 +160,8 @@ class Cell:
             name: system.run for name, system in systems.items()
         }
         if self.load == RATED:
-            for limit in LIMITS:
-                copying = limit == "loop-copying"
-                measures[limit] = partial(plain_loop, work, warmup_s, measure_s, copying=copying)
+            for limit, limited in _limits.MEASURES.items():
+                measures[limit] = partial(limited, work, warmup_s, measure_s)
         figures = _options.alternate(measures, runs) if measures else {}
         for name, load in loads.items():
             if isinstance(load, str):
@@ -203,7 +171,7 @@ class Cell:
             else:
                 self.figures[name] = figures[name]
                 self.rows[name] = self._row(figures[name], load, systems[name].version)
-        for limit in LIMITS:
+        for limit in _limits.LABELS:
             if limit in figures:
                 self.rows[limit] = self._row(figures[limit], None, "")
 
