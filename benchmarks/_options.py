@@ -69,15 +69,15 @@ def parse(
 
 
 def alternate(systems: Mapping[str, Callable[[], Figure]], runs: int) -> dict[str, list[Figure]]:
-    """Measure every system once per run, each run beginning with another one.
+    """Measure every system once per run, every other run backwards.
 
-    Drift of the machine then hits all systems alike, and none is always the first.
+    Drift of the machine then hits all systems alike, and those that are compared follow each
+    other, in whichever order, if they stand beside each other.
     """
     figures: dict[str, list[Figure]] = {name: [] for name in systems}
     names = list(systems)
     for run in range(runs):
-        first = run % len(names)
-        for name in names[first:] + names[:first]:
+        for name in reversed(names) if run % 2 else names:
             print(f"run {run + 1} of {runs}: {name}", file=sys.stderr, flush=True)
             figures[name].append(systems[name]())
     return figures
