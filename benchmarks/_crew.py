@@ -60,7 +60,7 @@ class Crew:
     Args:
         preload: Modules that are imported by one process, of which all members are then forks:
             with 64 of them a measurement would spend half a minute on imports otherwise. As of
-            the first such crew of a process. None: every member is a fresh process.
+            the first such crew of a process. Without any every member is a fresh process.
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:

@@ -10,9 +10,8 @@ holds up, not for those only whom it hits.
 
 A lone call, one producer with one in flight, waits for no company: see `Work.alone`.
 
-A producer is driven by one of three functions, as its system would have it: `drive` by one thread
-that submits and collects, `drive_async` by calls that are awaited, `drive_threads` by calls that
-block. All check every answer.
+A producer is driven by one of two functions, as its system would have it: `drive` by one thread
+that submits and collects, `drive_async` by calls that are awaited. Both check every answer.
 """
 
 from __future__ import annotations
@@ -255,72 +254,3 @@ async def drive_async(
             for _ in range(load.in_flight):
                 tasks.create_task(call_over_and_over())
     return latencies.tobytes()
-
-
-def drive_threads(
-    cue: Cue,
-    work: Work,
-    load: Load,
-    producer: int,
-    connect: Callable[[], Callable[[Array], Array]],
-) -> bytes:
-    """Do the same with calls that block: as many threads as may be in flight.
-
-    Args:
-        connect: Gives each thread, in that thread, its call.
-    """
-    answers = Answers(work, load, producer)
-    numbered = answers.numbered()
-    latencies: list[array[int]] = []
-    failures: list[BaseException] = []
-    turn = threading.Lock()  # whose call is the next one
-    connected = threading.Barrier(load.in_flight + 1)
-    started = threading.Barrier(load.in_flight + 1)
-    schedule = Schedule(0, 0)
-    begins: Iterator[int] | None = None
-
-    def call_over_and_over() -> None:
-        try:
-            call = connect()
-            connected.wait()
-            started.wait()
-            mine = array("q")
-            latencies.append(mine)
-            while not failures:
-                with turn:
-                    number, x = next(numbered)
-                    begin = monotonic_ns() if begins is None else next(begins, schedule.end_ns)
-                if begin >= schedule.end_ns:
-                    return
-                if begins is not None:
-                    time.sleep(max(0.0, (begin - monotonic_ns()) / 1e9))
-                result = call(x)
-                now = monotonic_ns()
-                answers.check(number, result)
-                counts = now if begins is None else begin
-                if schedule.begin_ns <= counts < schedule.end_ns:
-                    mine.append(now - begin)
-        except BaseException as error:
-            failures.append(error)
-            connected.abort()
-            started.abort()
-
-    threads = [threading.Thread(target=call_over_and_over) for _ in range(load.in_flight)]
-    for thread in threads:
-        thread.start()
-    try:
-        connected.wait()
-        schedule = cue.ready()
-        begins = None if load.rate_per_s is None else arrivals(load, producer, schedule)
-        started.wait()
-    except threading.BrokenBarrierError:
-        pass  # a thread has said why
-    except BaseException:
-        started.abort()  # nobody waits for a cue that does not come
-        raise
-    for thread in threads:
-        thread.join()
-    for error in failures:
-        if not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return b"".join(each.tobytes() for each in latencies)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,6 +107,24 @@ def percentiles_us(samples_ns: NDArray[np.int64]) -> dict[str, float]:
     return {"p50_us": float(p50), "p99_us": float(p99), "p99.9_us": float(p999)}
 
 
+def closed_loop(latencies: Sequence[bytes], measure_s: float) -> dict[str, float]:
+    """Calls per second, and percentiles, of producers with latencies as `_load.drive` has them.
+
+    Raises:
+        RuntimeError: One of them finished no call.
+    """
+    if not all(latencies):
+        raise RuntimeError("a producer finished no call in the measured time")
+    together = np.concatenate([np.frombuffer(each, np.int64) for each in latencies])
+    return {"calls_per_s": len(together) / measure_s, **percentiles_us(together)}
+
+
+def jain(served: Sequence[int]) -> float:
+    """Jain's index of what each got: 1 where all got the same, 1/n where one of n got all."""
+    shares = np.array(served, float)
+    return float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
+
+
 def number(value: float) -> str:
     """Four significant digits or all of the integer part, without an exponent."""
     if abs(value) >= 1000:
@@ -146,7 +165,8 @@ def promises(ratios: Sequence[Ratio]) -> str:
 def machine_facts(now: datetime) -> dict[str, Any]:
     """What a reader needs to judge the figures; `now` is the date they get.
 
-    Call it before measuring: the load average is then that of the others on the machine.
+    Call it before measuring: what is busy then are the others on the machine. The load average
+    remembers for minutes what ran before.
     """
     return {
         "date": now.isoformat(timespec="seconds"),
@@ -159,15 +179,15 @@ def machine_facts(now: datetime) -> dict[str, Any]:
         "numpy": np.__version__,
         "shmbatch": _version("shmbatch"),
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        "busy": round(_busy(0.5), 3),
         "commit": _commit(),
     }
 
 
 def facts_line(facts: dict[str, Any]) -> str:
-    loads = " ".join(f"{load:.2f}" for load in facts["load_average"])
     return (
         f"{facts['cpu']}, {facts['cpus_usable']} of {facts['cpus']} CPUs, {facts['kernel']}, "
-        f"{facts['python']}, numpy {facts['numpy']}, load before {loads}"
+        f"{facts['python']}, numpy {facts['numpy']}, busy before: {facts['busy']:.0%}"
     )
 
 
@@ -177,6 +197,21 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(json.dumps(document, indent=2) + "\n")
     partial.replace(path)
+
+
+def _busy(seconds: float) -> float:
+    """The share of all CPUs' time that something takes now, looked at for so long."""
+    first, first_idle = _ticks()
+    time.sleep(seconds)
+    last, last_idle = _ticks()
+    return 1 - (last_idle - first_idle) / max(1, last - first)
+
+
+def _ticks() -> tuple[int, int]:
+    """The time of all CPUs since the machine was booted, and how much of it they were idle."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, idle, iowait, *rest = map(int, fields)
+    return user + nice + system + idle + iowait + sum(rest), idle + iowait
 
 
 def _cpu_model() -> str:

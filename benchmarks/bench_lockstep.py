@@ -13,7 +13,9 @@ it knows. The function costs next to nothing: 16 B in and out, x + 1.
 
 Beside shmbatch (transport `linux`, `auto`), in lockstep and not: the hand-written batching loops
 of bench_throughput, over UNIX sockets (rivals/sockets.py, in two manners) and over
-``multiprocessing.SimpleQueue`` (rivals/queues.py). Every answer is checked.
+``multiprocessing.SimpleQueue`` (rivals/queues.py). And shmbatch without lockstep, and sockets, for
+batches of 16: who writes them knows that there are so many producers, and never another number.
+Every answer is checked.
 
 Not answered here: producers that are not in step with each other (bench_throughput).
 
@@ -25,11 +27,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeAlias
-
-import numpy as np
 
 from benchmarks import _options, _report, _shmbatch
 from benchmarks._load import Load
@@ -44,23 +45,25 @@ LABELS = {
     "sockets": "UNIX sockets, coalesced",
     "sockets-single": "UNIX sockets, one by one",
     "simplequeue": "SimpleQueue",
+    "shmbatch-told": "shmbatch, batches of 16",
+    "sockets-told": "UNIX sockets, coalesced, batches of 16",
 }
-FLOOR = 5  # of lockstep over each of the others' systems
+TOLD = ("shmbatch-told", "sockets-told")  # how many there are, by who wrote them
+FLOOR = 5  # of lockstep over each of the others' systems, unless they are told
 
 LOAD = Load(producers=16, in_flight=1)
+OF_SIXTEEN = replace(TINY, max_batch_size=LOAD.producers)
 
 
 def figures_of(
-    measure: Callable[[Work, Load, float, float], list[bytes]], warmup_s: float, measure_s: float
+    name: str,
+    measure: Callable[[Work, Load, float, float], list[bytes]],
+    warmup_s: float,
+    measure_s: float,
 ) -> Figures:
     """One run of one system."""
-    latencies = [
-        np.frombuffer(each, np.int64) for each in measure(TINY, LOAD, warmup_s, measure_s)
-    ]
-    if not all(map(len, latencies)):
-        raise RuntimeError("a producer finished no call in the measured time")
-    together = np.concatenate(latencies)
-    return {"calls_per_s": len(together) / measure_s, **_report.percentiles_us(together)}
+    work = OF_SIXTEEN if name in TOLD else TINY
+    return _report.closed_loop(measure(work, LOAD, warmup_s, measure_s), measure_s)
 
 
 def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
@@ -74,7 +77,7 @@ def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
             f"calls/s: {LABELS['lockstep']} / {LABELS[rival]}",
             rate("lockstep"),
             rate(rival),
-            floor=None if rival == "shmbatch" else FLOOR,
+            floor=None if rival == "shmbatch" or rival in TOLD else FLOOR,
         )
         for rival in figures
         if rival != "lockstep" and "lockstep" in figures
@@ -91,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sockets": partial(sockets.measure, coalesced=True),
         "sockets-single": partial(sockets.measure, coalesced=False),
         "simplequeue": partial(queues.measure, kind="SimpleQueue"),
+        "shmbatch-told": partial(_shmbatch.measure, function="tiny_of_sixteen"),
+        "sockets-told": partial(sockets.measure, coalesced=True),
     }
     print(
         f"{LOAD.producers} producers x {LOAD.in_flight} in flight, {options.runs} runs: "
@@ -98,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(_report.facts_line(facts))
     systems = {
-        name: partial(figures_of, measures[name], warmup_s, measure_s) for name in options.systems
+        name: partial(figures_of, name, measures[name], warmup_s, measure_s)
+        for name in options.systems
     }
     figures = _options.alternate(systems, options.runs)
     spreads = {LABELS[name]: _report.spreads(runs) for name, runs in figures.items()}

@@ -159,7 +159,7 @@ class Cell:
     ) -> None:
         """Measure each system under its load; one that has none is a row with the reason."""
         facts = _report.machine_facts(datetime.now(UTC))
-        self.facts = {key: facts[key] for key in ("date", "load_average", "commit")}
+        self.facts = {key: facts[key] for key in ("date", "busy", "commit")}
         work = WORKS[self.work]
         systems = {
             name: System(name, work, load, warmup_s, measure_s)
@@ -245,6 +245,11 @@ def loads_of(
     }
 
 
+def promised(work: str, load: str, ours: str, whom: str) -> str:
+    """What a promise says."""
+    return f"{work}, {load}, calls/s: {LABELS[ours]} / {whom}"
+
+
 def ratios(cells: Sequence[Cell]) -> list[_report.Ratio]:
     """What is promised, as far as it was measured, run by run."""
     found = []
@@ -257,7 +262,7 @@ def ratios(cells: Sequence[Cell]) -> list[_report.Ratio]:
                 continue
             best = [max(run["calls_per_s"] for run in runs) for runs in zip(*ran, strict=True)]
             rate = [run["calls_per_s"] for run in cell.figures[ours]]
-            what = f"{work}, {load}, calls/s: {LABELS[ours]} / {whom}"
+            what = promised(work, load, ours, whom)
             found.append(_report.ratio(what, rate, best, floor=floor))
     return found
 
@@ -329,8 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "ratios": [ratio.document() for ratio in ratios(cells)],
                     },
                 )
-    if promised := ratios(cells):
-        print("\n" + _report.promises(promised))
+    if found := ratios(cells):
+        print("\n" + _report.promises(found))
     if options.out is not None:
         print(f"\nwritten to {options.out.name}", file=sys.stderr)
 

@@ -205,7 +205,7 @@ def ratios(figures: dict[str, list[Figures]]) -> list[_report.Ratio]:
 
     wanted: list[tuple[str, str, dict[str, float]]] = [
         ("auto", "c-spin", {"ceiling": 25}),
-        ("auto", "c-pause", {}),
+        ("auto", "c-pause", {"ceiling": 25}),
         ("pipe", "auto", {"floor": 20}),
         ("queue", "auto", {}),
         ("spin", "c-spin", {}),

@@ -22,7 +22,7 @@ is checked.
 
 Not answered here: instructions (bench_instructions), other systems (bench_throughput).
 
-    $ python -m benchmarks.bench_scale                       # about 10 min
+    $ python -m benchmarks.bench_scale                       # about 17 min
     $ python -m benchmarks.bench_scale --systems producers   # one curve
     $ python -m benchmarks.bench_scale --quick               # smoke test; figures mean nothing
 """
@@ -240,7 +240,7 @@ def _mean(values: Any) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options.parse("scale", __doc__, arguments, systems=list(AXES), runs=3)
+    options = _options.parse("scale", __doc__, arguments, systems=list(AXES))
     warmup_s, measure_s = (0.2, 0.4) if options.quick else (0.4, 1.2)
     facts = _report.machine_facts(datetime.now(UTC))
     print(f"Scale, {options.runs} runs: median (min..max) over the runs")

@@ -33,8 +33,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from benchmarks import _options, _report, _shmbatch
 from benchmarks._load import FOUR_BY_EIGHT as LOAD
 from benchmarks._load import Load
@@ -61,13 +59,7 @@ def figures_of(
     measure_s: float,
 ) -> Figures:
     """One run of one system."""
-    latencies = [
-        np.frombuffer(each, np.int64) for each in measure(work, LOAD, warmup_s, measure_s)
-    ]
-    if not all(map(len, latencies)):
-        raise RuntimeError("a producer finished no call in the measured time")
-    together = np.concatenate(latencies)
-    return {"calls_per_s": len(together) / measure_s, **_report.percentiles_us(together)}
+    return _report.closed_loop(measure(work, LOAD, warmup_s, measure_s), measure_s)
 
 
 def ratios(work: Work, figures: dict[str, list[Figures]]) -> list[_report.Ratio]:

@@ -17,9 +17,13 @@ and idle: 16 producers that have called, and an executor, of which nobody wants 
 seconds. Latencies, and CPU time of the executor and of all producers, in CPUs. Every answer is
 checked. A ratio of `auto` is to the better of `spin` and `park` in that run and row.
 
+Percentiles are those of calls. Where producers outnumber CPUs one of them may make thousands of
+calls while the others stand still, each in a single one: what a producer waits for a call on the
+average is in the mean, the longest call in the maximum, and how even it was in Jain's index.
+
 Not answered here: batches, throughput with calls in flight (bench_throughput).
 
-    $ python -m benchmarks.bench_waiting                    # about 10 min
+    $ python -m benchmarks.bench_waiting                    # about 9 min
     $ python -m benchmarks.bench_waiting --systems one-cpu  # these rows
     $ python -m benchmarks.bench_waiting --quick            # smoke test; figures mean nothing
 """
@@ -86,7 +90,7 @@ def producer(cue: Cue, number: int, mode: str, cpus: CPUs) -> tuple[bytes, int]:
     schedule = cue.ready()
     begin_ns, end_ns = schedule.begin_ns, schedule.end_ns
     end = cpu_ns = 0
-    has_begun = False
+    has_begun = False  # a call that ends after the beginning counts, whenever it was made
     while end < end_ns:
         x = next_input()
         start = monotonic_ns()
@@ -94,7 +98,7 @@ def producer(cue: Cue, number: int, mode: str, cpus: CPUs) -> tuple[bytes, int]:
         end = monotonic_ns()
         if result.tobytes() != next_answer():
             raise AssertionError(f"got {result}, expected {x}")
-        if start >= begin_ns:
+        if end >= begin_ns:
             if not has_begun:
                 has_begun = True
                 cpu_ns = time.process_time_ns()
@@ -156,7 +160,10 @@ def calling(
         raise RuntimeError("no call finished in the measured time")
     return {
         "calls_per_s": len(latencies) / measure_s,
+        "mean_us": producers * measure_s * 1e6 / len(latencies),
         **_report.percentiles_us(latencies),
+        "max_us": float(latencies.max()) / 1000,
+        "jain": _report.jain([len(each) for each, _ in found]),
         "executor_cpus": used.cpu_s / used.seconds,
         "producers_cpus": sum(cpu_ns for _, cpu_ns in found) / 1e9 / measure_s,
     }
@@ -193,15 +200,24 @@ def near_the_better(row: str, figures: dict[str, list[Figures]]) -> list[_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options.parse("waiting", __doc__, arguments, systems=list(LABELS), runs=3)
+    options = _options.parse("waiting", __doc__, arguments, systems=list(LABELS))
     warmup_s, measure_s = (0.2, 0.4) if options.quick else (0.4, 1.2)
     facts = _report.machine_facts(datetime.now(UTC))
     if facts["cpus_usable"] < 2:
         raise SystemExit("bench_waiting needs two CPUs")
     print(f"Waiting, {options.runs} runs: median (min..max) over the runs, latencies in µs")
     print(_report.facts_line(facts))
-    columns = ("calls_per_s", "p50_us", "p99_us", "p99.9_us", "executor_cpus", "producers_cpus")
-    header = ["calls/s", "p50", "p99", "p99.9", "CPUs, executor", "CPUs, producers"]
+    columns = {
+        "calls_per_s": "calls/s",
+        "mean_us": "mean",
+        "p50_us": "p50",
+        "p99_us": "p99",
+        "p99.9_us": "p99.9",
+        "max_us": "max",
+        "jain": "Jain's index",
+        "executor_cpus": "CPUs, executor",
+        "producers_cpus": "CPUs, producers",
+    }
     promised: list[_report.Ratio] = []
     document_rows: list[dict[str, Any]] = []
     for situation in options.systems:
@@ -239,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         **{key: spread.document() for key, spread in spreads.items()},
                     }
                 )
-        print("\n" + _report.table([LABELS[situation], *header], rows))
+        print("\n" + _report.table([LABELS[situation], *columns.values()], rows))
     print("\n" + _report.promises(promised))
     if options.out is not None:
         document = {

@@ -24,6 +24,7 @@ WRITTEN: dict[Path, dict[str, Callable[[], str]]] = {
         **{work: partial(fragments.rivals, work) for work in ("tiny", "image", "mlp", "embed")},
         "instructions": fragments.instructions,
         "waiting": partial(fragments.pictures, "waiting"),
+        "tails": fragments.tails,
         "scale": partial(fragments.pictures, "scale"),
         "pipeline": partial(fragments.pictures, "pipeline"),
     },

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import _report
+from benchmarks import _report, bench_rivals
 from benchmarks._report import HERE
 
 RESULTS = HERE / "results"
@@ -19,10 +19,21 @@ PLOTS = HERE.parent / "docs" / "explanation" / "plots"
 WIDTH = 120  # of a line of text
 
 _MISSING = "Not measured yet; `make bench` writes the figures here.\n"
-_VERDICTS = {True: "yes", False: "**no**"}
 _CLOSED = {"1x1": "1 x 1", "4x1": "4 x 1", "4x8": "4 x 8", "16x1": "16 x 1", "64x1": "64 x 1"}
 _OPEN = {"poisson-common": "p99, same rate", "poisson-own": "p99, own rate"}
-_PROMISING = ("roundtrip", "throughput", "rivals", "lockstep", "pipeline", "waiting", "overload")
+_PROMISING = (
+    *("roundtrip", "throughput", "rivals", "lockstep", "pipeline", "waiting", "scale"),
+    *("overload", "death", "import"),
+)
+_MANY = ("free", 16)  # situation and producers of which the page says more
+_TAILS = {
+    "calls_per_s": "calls/s",
+    "p50_us": "p50, µs",
+    "mean_us": "mean",
+    "p99.9_us": "p99.9",
+    "max_us": "longest",
+    "jain": "Jain's index",
+}
 
 Document: TypeAlias = dict[str, Any]
 
@@ -42,7 +53,7 @@ def sentence(results: Path = RESULTS) -> str:
         f"than over a `multiprocessing.Pipe`; four producers with eight calls each in flight "
         f"get {round(rate, -3):,.0f} answers a second, {_times(tiny)} what the best "
         f"hand-written batching loop over UNIX sockets gives them ({_times(image)} for images of "
-        f"602 KB) ({_machine(roundtrip)}, {roundtrip['machine']['date'][:10]}; "
+        f"602 KB) ({_machine(roundtrip)}, {_dates(roundtrip, throughput)}; "
         f"[method and all figures](docs/explanation/benchmarks.md))."
     )
     return textwrap.fill(said, WIDTH, break_on_hyphens=False) + "\n"
@@ -50,15 +61,23 @@ def sentence(results: Path = RESULTS) -> str:
 
 def promises(results: Path = RESULTS) -> str:
     """Return a table of all that is promised, and what was measured of it."""
-    rows = []
+    rows, measured = [], []
     for name in _PROMISING:
         document = _results(results, name)
-        for ratio in _promised(document) if document is not None else ():
+        if document is None:
+            rows.append([f"`{name}`", "all", "not measured", "", ""])
+            continue
+        machine = document["machine"]
+        measured.append(f"{name} {machine['date'][:10]} at {machine.get('commit')}")
+        found = {ratio["what"]: ratio for ratio in _promised(document)}
+        for ratio in found.values():
             spread = str(_report.Spread(tuple(ratio["runs"])))
-            bound = f"≥ {_report.number(ratio['floor'])}" if ratio["floor"] is not None else ""
-            bound = bound or f"≤ {_report.number(ratio['ceiling'])}"
-            rows.append([f"`{name}`", ratio["what"], spread, bound, _VERDICTS[ratio["holds"]]])
-    return _table(["bench_", "ratio", "median (range)", "promised", "kept"], rows)
+            rows.append([f"`{name}`", ratio["what"], spread, _bound(ratio), _verdict(ratio)])
+        for *which, _, floor in bench_rivals.PROMISES if name == "rivals" else ():
+            if (what := bench_rivals.promised(*which)) not in found:
+                rows.append([f"`{name}`", what, "not measured", f"≥ {floor}", ""])
+    table = _table(["bench_", "what", "median (range)", "promised", "kept"], rows)
+    return f"{table}\nMeasured: {', '.join(measured)}.\n"
 
 
 def rivals(work: str, results: Path = RESULTS) -> str:
@@ -113,6 +132,17 @@ def instructions(results: Path = RESULTS) -> str:
     return _table(["instructions", *payloads.values()], rows)
 
 
+def tails(results: Path = RESULTS) -> str:
+    """Return what many producers wait for lone calls, by how everybody waits."""
+    document = _results(results, "waiting")
+    rows = [
+        [f"`{row['wait']}`", *(_report.number(row[key]["median"]) for key in _TAILS)]
+        for row in (document["rows"] if document is not None else ())
+        if (row["situation"], row["producers"]) == _MANY
+    ]
+    return _table(["", *_TAILS.values()], rows)
+
+
 def pictures(prefix: str, plots: Path = PLOTS) -> str:
     """Return the plots whose names begin so."""
     found = sorted(plots.glob(f"{prefix}*.png"))
@@ -132,6 +162,21 @@ def _results(results: Path, name: str) -> Document | None:
 def _promised(document: Document) -> Iterable[Document]:
     ratios = document.get("ratios") or document.get("promises") or ()
     return (ratio for ratio in ratios if ratio["holds"] is not None)
+
+
+def _bound(ratio: Document) -> str:
+    if ratio["floor"] is not None:
+        return f"≥ {_report.number(ratio['floor'])}"
+    return f"≤ {_report.number(ratio['ceiling'])}"
+
+
+def _verdict(ratio: Document) -> str:
+    """Whether the median keeps a promise, and whether every run does the same."""
+    floor, ceiling = ratio["floor"], ratio["ceiling"]
+    kept = [run >= floor if floor is not None else run <= ceiling for run in ratio["runs"]]
+    if ratio["holds"]:
+        return "yes" if all(kept) else "mostly"
+    return "**mostly not**" if any(kept) else "**no**"
 
 
 def _ratio(document: Document, what: str) -> float:
@@ -170,6 +215,10 @@ def _machine(document: Document) -> str:
         f"{machine['cpu']}, {machine['cpus_usable']} CPUs, {machine['kernel']}, "
         f"{machine['python']}"
     )
+
+
+def _dates(*documents: Document) -> str:
+    return " and ".join(sorted({each["machine"]["date"][:10] for each in documents}))
 
 
 def _times(ratio: float) -> str:

@@ -40,6 +40,13 @@ def tiny_in_lockstep(xs: Float64[np.ndarray, "batch 2"]) -> Float64[np.ndarray, 
 
 
 @app.function()
+@shmbatch.batched(max_batch_size=16, wait_ms=1)
+def tiny_of_sixteen(xs: Float64[np.ndarray, "batch 2"]) -> Float64[np.ndarray, "batch 2"]:
+    """The same, for sixteen producers with a call each, no more and no fewer."""
+    return xs + 1
+
+
+@app.function()
 @shmbatch.batched(max_batch_size=16, wait_ms=2)
 def image(
     xs: Float32[np.ndarray, "batch 3 224 224"],

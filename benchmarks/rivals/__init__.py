@@ -25,10 +25,10 @@ as further keywords. The file's docstring says which page of the rival's documen
   every file can be imported where they are not installed.
 - What batches executes ``work.function(batch[:n], results[:n])`` once for each batch, on a stack
   of inputs, and executes it once before it says that it is ready, so that a model is loaded.
-- A producer is a process of a ``Crew(PRELOAD)``, and is driven by one of three functions of
+- A producer is a process of a ``Crew(PRELOAD)``, and is driven by one of two functions of
   _load.py, which check every answer: `drive` where one thread submits and collects, `drive_async`
-  where a call is awaited, `drive_threads` where it blocks.
-- Files, ports and names are its own: two of them may run at once, beside anything else. When it
-  has ended, every process that is left of it is killed, and removed are the temporary folder
+  where a call is awaited.
+- Files, ports and names are its own, so it may run beside anything but another rival. When it has
+  ended, every process that is left of it is killed, and removed are the temporary folder
   (`tempfile`) and names in /dev/shm that begin with that folder's name, or as listed.py says.
 """

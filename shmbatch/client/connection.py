@@ -286,7 +286,10 @@ class Connection(Attended):
         if outcome is FAILED:
             raise self.error(ticket, limits)
         if type(outcome) is Failure:
-            raise outcome.error
+            try:
+                raise outcome.error
+            finally:
+                del outcome  # else the error holds this frame, which holds the error
         return outcome
 
     def conclude(self, ticket: int, outcome: Any, timeout: float | None, since_ns: int) -> Any:

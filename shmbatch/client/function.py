@@ -168,10 +168,10 @@ class Function:
 
     def _follow(self, connection: Connection) -> None:
         """Let the core make calls over *connection* by itself."""
-        if self._deadline_ms is None:
-            self.remote.follow(connection, self._timeout)
         if not self._limited:
             self.spawn.follow(connection)
+        if self._deadline_ms is None:  # last: `_submit` looks at this one
+            self.remote.follow(connection, self._timeout)
         if self._connection is not connection:  # another thread has let go of it meanwhile
             self.remote.follow(None)
             self.spawn.follow(None)
@@ -185,9 +185,9 @@ class Function:
     def forget(self, connection: Attended) -> None:
         """Let go of a connection; the next call looks the name up and connects anew."""
         if self._connection is connection:
+            self._connection = None  # first: `_follow` looks at it last
             self.remote.follow(None)
             self.spawn.follow(None)
-            self._connection = None
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, on lists or stacks, here and now, without batching."""
@@ -275,6 +275,7 @@ class Function:
                     limits = connection.lapse(ticket, limits)
             return connection.wait(ticket, outcome, limits)
         except BaseException:
+            outcome = None  # it may be what holds the error, whose traceback holds this frame
             connection.abandon(ticket)
             raise
 
@@ -300,6 +301,7 @@ class Function:
             outcome = connection.slots.entrance.poll(ticket, connection.spinning.spin_ns)
             return connection.wait(ticket, outcome, limits)
         except BaseException:
+            outcome = None  # as in `_remote_aio`
             connection.abandon(ticket)
             raise
 

@@ -3,9 +3,9 @@
 Threads and event loops' tasks stand in one queue. Calls are submitted and polled through
 `Slots.entrance`, which is the ring itself while nobody queues: calls that find a slot at once pay
 for none of this. While somebody queues, the ring is told, so that the core leaves calls to Python,
-and `Queueing` stands there. Its `submit` says that the ring
-is full, even if it is not, so a newcomer joins the queue instead of jumping it; and its `poll`
-tells the first in the queue of the slot that it has just put back.
+and `Queueing` stands there. Its `submit` says that the ring is full, even if it is not, so a
+newcomer joins the queue instead of jumping it; and its `poll` tells the first in the queue of the
+slot that it has just put back.
 
 Whoever is told tries, in place, and leaves the queue when the call is published. A task cannot try
 while its event loop does not run. So that nobody waits for it for ever, the first thread, and the

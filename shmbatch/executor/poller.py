@@ -51,9 +51,9 @@ class Poller:
         """Return what the bell reads: at once if not *seen*, else when *calls* were published.
 
         Return *seen* at *until_ns*, when the time to spin is over, at once where spinning does
-        not pay. `wake` ends it; a producer's urgent ring may have to wait for that time, which
-        takes no longer than to be woken. Look at the rings only after this: what was rung for the
-        word is in them.
+        not pay. Calls that come, if too few, give it that time again, up to four times in all.
+        `wake` ends it; a producer's urgent ring may have to wait until then. Look at the rings
+        only after this: what was rung for the word is in them.
         """
         return self.bell.spin(self._spinning, seen, until_ns, calls)
 

@@ -11,7 +11,8 @@ from typing_extensions import Buffer
 
 # (kind, offset, nbytes, carrier, format, shape, allocate, itemsize); core.h says how a value of
 # each kind stands in its slot, wire.py what they are made from.
-_Column = tuple[int, int, int, Any, str, tuple[int, ...], Callable[..., Buffer] | None, int]
+# The last but one: the dtype of an array, or what allocates memory for a value.
+_Column = tuple[int, int, int, Any, str, tuple[int, ...], Any, int]
 
 _Call = TypeVar("_Call", bound=Call)
 
@@ -105,8 +106,9 @@ class Bell:
     def spin(self, how: Spinning, seen: int, until_ns: int, calls: int, /) -> int:
         """Spin until *calls* have rung since now, or this process has; return what the word reads.
 
-        At once if it does not read *seen*. Returns *seen* when it takes longer than *how* says, or
-        the clock says *until_ns*. With one that does not learn any ring will do. No GIL.
+        At once if it does not read *seen*. Returns *seen* when nobody has rung for as long as
+        *how* says, at the latest after four times that, or when the clock says *until_ns*. With
+        one that does not learn any ring will do. No GIL.
         """
     def arm(self, seen: int, bit: int, calls: int, /) -> bool:
         """Announce sleep (PARKED) or the event loop (POLLING) until *calls* more were published.
@@ -303,7 +305,7 @@ class Call:
         """
 
 class GetVerb:
-    """`get` in the class of calls: takes an outcome that is there, or that spinning brings.
+    """`get` in the class of calls: takes an outcome that is there, or comes in a spin or a sleep.
 
     What else there is to do *method* does, whose asyncio version is *twin*.
     """

@@ -662,9 +662,7 @@ batch_time(batch *self)
     self->taken_ns = self->gathered_ns = self->ran_ns = 0;
 }
 
-/* Publish the outcomes of rows of one ring, from *first* on; return the row behind them. Whether
- * somebody sleeps on its slot is then each row's `outcome`; the `error_nbytes` of the first are
- * the flags of the whole run, as of add_wake, its `generation` is what ring_notify said. */
+/* Publish the outcomes of rows of one ring, from *first* on; return the row behind them. */
 static unsigned
 batch_publish(batch *self, unsigned first, unsigned count)
 {
@@ -676,7 +674,7 @@ batch_publish(batch *self, unsigned first, unsigned count)
         ring->running--;
         int sleeping =
             ring_complete(&ring->ring, at->index, at->generation, at->outcome, at->error_nbytes);
-        at->outcome = 0;
+        at->waiter = 0;
         if (sleeping == RING_VIOLATION) {
             ring->broken = true; /* drain ignores it from now on */
             ring->ring.waiting_head = ring->ring.waiting_tail;
@@ -687,10 +685,10 @@ batch_publish(batch *self, unsigned first, unsigned count)
             ring->peak--; /* its producer may have called again meanwhile, which made two */
         }
         flags |= sleeping & RING_ASYNC ? WAKE_ASYNC : 0;
-        at->outcome = sleeping & RING_WAITER;
+        at->waiter = sleeping & RING_WAITER;
     }
-    self->rows[first].error_nbytes = flags;
-    self->rows[first].generation = ring_notify(&ring->ring);
+    self->rows[first].flags = flags;
+    self->rows[first].sleepers = ring_notify(&ring->ring);
     return i;
 }
 
@@ -703,7 +701,7 @@ batch_wake_slots(const batch *self, unsigned first, unsigned end)
     PyObject *slots = NULL;
     for (unsigned i = first; i < end; i++) {
         uint32_t index = self->rows[i].index;
-        if (self->rows[i].outcome == 0) {
+        if (self->rows[i].waiter == 0) {
             continue;
         }
         if (ring->wakes) {
@@ -743,7 +741,7 @@ batch_complete(batch *self, PyObject *Py_UNUSED(ignored))
         executor *ring = self->rows[i].ring;
         for (end = i; end < count && self->rows[end].ring == ring; end++) {
         }
-        uint32_t flags = self->rows[i].error_nbytes, sleepers = self->rows[i].generation;
+        uint32_t flags = self->rows[i].flags, sleepers = self->rows[i].sleepers;
         PyObject *slots = batch_wake_slots(self, i, end);
         if (ring->wakes && sleepers & RING_THREADS_MASK) {
             futex_wake(&ring->ring.words.header->completions, INT_MAX);

@@ -142,8 +142,10 @@ bell_look(bell *self, PyObject *Py_UNUSED(ignored))
 
 /* spin(how, seen, until_ns, calls) -> word: at once if it does not read *seen* any more, for then
  * nobody knows how many of the calls were there before; else as soon as *calls* have rung, or this
- * process; *seen* when that takes longer than *how* says, or the clock says until_ns. One that
- * always spins keeps its CPU anyway, and looks at every ring. */
+ * process; *seen* when nobody has rung for as long as *how* says, at the latest after SPINS_MAX
+ * times that, or when the clock says until_ns. One that always spins keeps its CPU anyway, and
+ * looks at every ring. */
+#define SPINS_MAX 4
 static PyObject *
 bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -163,14 +165,16 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
     }
     uint32_t own = atomic_load_explicit(&self->own, memory_order_relaxed);
     uint32_t word = ring_bell_look(self->shared);
-    bool ends = word != seen;
+    bool ends = word != seen, is_due = false;
     if (!ends && how->spin_ns > 0) {
         uint64_t spin_ns = (uint64_t)how->spin_ns;
         uint32_t rings = how->learns ? (uint32_t)calls : 1;
         Py_BEGIN_ALLOW_THREADS
-        uint64_t at_ns = now_ns();
-        until_ns = at_ns + spin_ns < until_ns ? at_ns + spin_ns : until_ns;
-        while (!ends && at_ns < until_ns) {
+        uint64_t at_ns = now_ns(), longest_ns = at_ns + SPINS_MAX * spin_ns;
+        uint64_t limit_ns = longest_ns < until_ns ? longest_ns : until_ns;
+        uint64_t end_ns = at_ns + spin_ns;
+        uint32_t last = word;
+        while (!ends && at_ns < end_ns && at_ns < limit_ns) {
             for (int i = 0; i < 32 && !ends; i++) {
                 pause_cpu();
                 word = ring_bell_look(self->shared);
@@ -178,9 +182,14 @@ bell_spin(bell *self, PyObject *const *args, Py_ssize_t nargs)
             }
             ends = ends || atomic_load_explicit(&self->own, memory_order_relaxed) != own;
             at_ns = now_ns();
+            end_ns = word != last ? at_ns + spin_ns : end_ns;
+            last = word;
         }
+        is_due = at_ns >= until_ns;
         Py_END_ALLOW_THREADS
-        spinning_count(how, ends);
+        if (ends || !is_due) { /* else it had no more time, and was not in vain */
+            spinning_count(how, ends);
+        }
         word = ends ? ring_bell_look(self->shared) : (uint32_t)seen;
     }
     return PyLong_FromUnsignedLong(word);

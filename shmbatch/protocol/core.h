@@ -365,9 +365,18 @@ phases_next_weight(phases *self)
 typedef struct {
     executor *ring; /* strong: a batch keeps the memory of its rows mapped */
     uint32_t index;
-    uint32_t generation;
-    uint32_t outcome;
-    uint32_t error_nbytes;
+    union {
+        struct { /* until it is published */
+            uint32_t generation;
+            uint32_t outcome;
+            uint32_t error_nbytes;
+        };
+        struct { /* from then on; all but the first in the first row of a run of one ring */
+            uint32_t waiter; /* whether somebody sleeps on its slot */
+            uint32_t flags;  /* as of add_wake */
+            uint32_t sleepers; /* as of ring_notify */
+        };
+    };
 } row;
 
 typedef struct {

@@ -1,4 +1,4 @@
-/* producer.h: what producer.c, lending.c and moving.c know of a producer's end. */
+/* producer.h: a producer's end, as all know it that do something with calls. */
 #ifndef SHMBATCH_PRODUCER_H
 #define SHMBATCH_PRODUCER_H
 

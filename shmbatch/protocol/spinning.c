@@ -43,7 +43,7 @@ spinning_slept(spinning *self)
         self->skip = self->next_skip;
         self->next_skip = self->skip < SKIP_MAX ? 2 * self->skip : SKIP_MAX;
         self->spin_ns = 0;
-    } else if (self->spin_ns == 0 && --self->skip == 0) { /* of several threads one may have */
+    } else if (self->spin_ns == 0 && --self->skip == 0) { /* not 0: another thread was first */
         self->spin_ns = self->paying_ns;
     }
 }

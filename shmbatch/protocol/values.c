@@ -97,6 +97,10 @@ column_init(column *self, PyObject *description, const Py_buffer *segment, uint3
     if (has_dtype && array_dtype_check(allocate) != 0) {
         return -1;
     }
+    if (has_dtype && largest_nbytes(self, PY_SSIZE_T_MAX) != self->nbytes) {
+        PyErr_SetString(PyExc_ValueError, "column does not have the bytes of its shape");
+        return -1;
+    }
     self->base = (char *)segment->buf + offset;
     self->carrier = Py_NewRef(carrier);
     self->allocate = Py_NewRef(allocate);

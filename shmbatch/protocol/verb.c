@@ -1,12 +1,12 @@
 /* verb.c: Verb, a call from its handle and back without a line of Python.
  *
- *     handle.remote(x)   Verb     submit, spin, take the result
+ *     handle.remote(x)   Verb     submit, spin, sleep once, take the result
  *     handle.spawn(x)    Verb     submit, make a Call
- *     call.get()         GetVerb  spin, take the result: call.c
+ *     call.get()         GetVerb  spin, sleep once, take the result: call.c
  *
  * That is so while nothing is in the way. Whatever else there is, a keyword, a limit, a misfit, a
- * full ring, a dead executor, a result that is not there yet, goes to the method in Python that
- * each of them has, which does the whole of it, or what is left.
+ * full ring, a dead executor, a result that does not come in one sleep, goes to the method in
+ * Python that each of them has, which does the whole of it, or what is left.
  */
 #include "calling.h"
 

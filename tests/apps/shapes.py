@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import os
 import uuid
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
@@ -94,3 +95,19 @@ class Bomb:
 
 def _explode(reason: str) -> None:
     raise RuntimeError(reason)
+
+
+class OnlyElsewhere:
+    """Can be unpickled in every process but one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unless_in, (self.pid,)
+
+
+def _unless_in(pid: int) -> OnlyElsewhere:
+    if os.getpid() == pid:
+        raise RuntimeError("not in this process")
+    return OnlyElsewhere(pid)

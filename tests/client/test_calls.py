@@ -9,10 +9,12 @@ import logging
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import calls
@@ -25,6 +27,7 @@ from shmbatch.client import connecting as connecting_module
 from shmbatch.client import connection as connection_module
 from shmbatch.client import listener as listener_module
 from shmbatch.client import pool
+from shmbatch.client.function import Function
 from shmbatch.client.slots import Slots
 from shmbatch.protocol._core import DONE, Spinning
 from shmbatch.protocol.clock import now_ns
@@ -102,6 +105,66 @@ def test_an_error_that_was_raised_is_let_go_of_with_its_call(add: shmbatch.Funct
         assert asyncio.run(awaited())() is None
     finally:
         gc.enable()
+
+
+def test_a_connection_that_is_let_go_of_is_not_followed_again(executor: Served) -> None:
+    """Whatever another thread, which has it still, does between any two lines of `forget`."""
+    add = executor.connect("add")
+    connection = add.connect()
+    lines = []
+
+    def interfere(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is Function.forget.__code__:
+            if event == "line":
+                lines.append(frame.f_lineno)
+                add._follow(connection)
+            return interfere
+        return None
+
+    sys.settrace(interfere)
+    try:
+        add.forget(connection)
+    finally:
+        sys.settrace(None)
+
+    assert len(lines) >= 3
+    assert add.remote.connection is None
+    assert add.spawn.connection is None
+    assert add.remote(1, 2) == 3
+
+
+def test_a_handle_that_was_interrupted_while_it_connected_follows_with_all_verbs(
+    executor: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = executor.connect("add")
+    lines: list[int] = []
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is Function._follow.__code__:
+            if event == "line":
+                lines.append(frame.f_lineno)
+                if len(lines) == at:
+                    raise KeyboardInterrupt
+            return interrupt
+        return None
+
+    at = 0  # the line before which the signal comes
+    while True:
+        at += 1
+        lines.clear()
+        add.forget(add.connect())
+        sys.settrace(interrupt)
+        try:
+            add.connect()
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        assert add.remote(xs=1, ys=2) == 3  # the long way, on which it is mended
+        assert add.remote.connection is add.spawn.connection is add.live()
+    assert at > 4
 
 
 def test_a_signal_handler_may_call_while_its_thread_connects(

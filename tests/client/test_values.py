@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
+import gc
 import math
+import os
 import pickle
 import string
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -544,6 +548,34 @@ def test_a_broken_payload_fails_its_own_row_alone(
     assert str(caught.value).startswith(f"parameter 'xs' of values.{name} ")
     for call in before + after:
         assert np.array_equal(call.get(30), EXAMPLES[name])
+
+
+def test_the_error_of_a_result_that_cannot_be_unpickled_is_let_go_of(values: Served) -> None:
+    """Its traceback has the frame of `remote`, which has the outcome, which has the error."""
+    function = values.connect("pickles")
+    value = shapes.OnlyElsewhere(os.getpid())
+
+    def raised(call: Callable[[], object]) -> weakref.ref[BaseException]:
+        try:
+            call()
+        except errors.ShmbatchError as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    async def awaited() -> weakref.ref[BaseException]:
+        try:
+            await function.remote.aio(value)
+        except errors.ShmbatchError as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    gc.disable()
+    try:
+        assert raised(lambda: function.remote(value))() is None
+        assert raised(lambda: function.remote(xs=value))() is None
+        assert asyncio.run(awaited())() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_of_broken_payloads_alone_runs_nothing(values: Served) -> None:

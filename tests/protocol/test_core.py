@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -1009,6 +1010,7 @@ def test_a_spin_ends_when_its_time_is_over(learns: bool) -> None:
     assert bell.spin(late, seen, 0, 1) == seen  # it is later than that already
 
     assert (never.vain, shortly.vain) == (0, 1)
+    assert late.vain == 0  # it had no time: a batch is due
     assert (never.won, shortly.won, late.won) == (0, 0, 0)
 
 
@@ -1040,6 +1042,42 @@ def test_too_few_calls_end_no_spin_before_its_time() -> None:
         assert bell.spin(how, seen, NEVER_NS, 3) == seen
 
     assert bell.look() != seen
+    assert (how.won, how.vain) == (0, 1)
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_a_spin_goes_on_while_calls_come() -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell, producers = Bell(memory), Bell(memory)
+    how = Spinning(1_000_000_000, True)
+    seen = bell.look()
+
+    def ring_later() -> None:
+        time.sleep(0.3)  # four times: longer than a spin
+        producers.ring()
+
+    with while_spinning(*[ring_later] * 4):
+        assert bell.spin(how, seen, NEVER_NS, 4) != seen
+
+    assert (how.won, how.vain) == (1, 0)
+
+
+@pytest.mark.usefixtures("cooperative_threads")
+def test_a_spin_ends_although_calls_come_and_come() -> None:
+    memory = mmap.mmap(-1, layout.BELL_NBYTES)
+    bell, producers = Bell(memory), Bell(memory)
+    how = Spinning(5_000_000, True)
+    seen = bell.look()
+    is_over = threading.Event()
+
+    def ring_until_it_is_over() -> None:
+        while not is_over.wait(0.001):
+            producers.ring()
+
+    with while_spinning(ring_until_it_is_over):
+        assert bell.spin(how, seen, NEVER_NS, 1 << 20) == seen
+        is_over.set()
+
     assert (how.won, how.vain) == (0, 1)
 
 

@@ -472,7 +472,7 @@ def test_whatever_happens_a_slot_is_one_users_and_what_is_lent_stays(
             producer.move(wire.memory, wire.bell_memory, int, GONE, 2)
             wire.producer = producer
             del before
-        loan = row = value_or_not = None
+        loan = row = value_or_not = array_ = None
         lent_now = [each for each in (*reserved_, *borrowed) if each[2] == producer.moves]
         assert producer.free_slots == capacity - len(calls) - len(lent_now)
         assert len(lent_now) <= capacity // 2
