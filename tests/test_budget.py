@@ -93,7 +93,7 @@ MADE: dict[str, Any] = {
     },
     "pipeline": {
         "systems": {
-            f"{kind}_{us}": figures("served_by_alone")
+            f"{kind}_{us}": figures("served_by_alone", "batch_us")
             for kind in ("compute", "sleep")
             for us in (100, 50_000)
         }
