@@ -24,9 +24,13 @@ waking producers, which is shown beside it. The kernel divides CPU time into the
 hundred times a second, so that takes 10 s. After each sleep the caches are the producers'.
 Every answer is checked.
 
+And: how much of that is the machine's? "cold" is a loop in a process of its own that sleeps as
+long as the function does and then runs the same little Python each time: what that takes longer
+than without a sleep no executor can avoid, as its CPU was halted, and its caches are another's.
+
 Not answered here: GPUs (benchmarks/gpu), functions that cost nothing (bench_throughput).
 
-    $ python -m benchmarks.bench_pipeline                    # about 15 min
+    $ python -m benchmarks.bench_pipeline                    # about 20 min
     $ python -m benchmarks.bench_pipeline --systems sleep    # these rows
     $ python -m benchmarks.bench_pipeline --quick            # smoke test; figures mean nothing
 """
@@ -54,7 +58,7 @@ from shmbatch.protocol._core import set_timer_slack
 
 Figures: TypeAlias = dict[str, float]
 
-SYSTEMS = ("compute", "sleep", "outside")
+SYSTEMS = ("compute", "sleep", "outside", "cold")
 PRODUCERS, IN_FLIGHT = 4, 16  # two batches together
 FLOORS = ((1000, 0.95), (300, 0.90))  # from so many microseconds a batch on
 OUTSIDE = ((1, 64), (64, 1))  # producers, calls in flight each
@@ -62,6 +66,7 @@ OUTSIDE_FUNCTION = "sleep_1000"
 BATCH_US, CALL_US = 20.0, 0.3  # what the executor may take outside the function
 LONGER = 7  # so many times longer is that measured: see above
 TIMER_SLACK_NS = 1_000  # as the executor has it
+PYTHON = {str(number): [number, "text"] for number in range(8)}  # written and read by "cold"
 PRELOAD = ("benchmarks.functions_pipeline",)
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -175,6 +180,31 @@ def outside(producers: int, in_flight: int, warmup_s: float, measure_s: float) -
     }
 
 
+def python_after(cue: Cue, sleep_s: float) -> float:
+    """Sleep, and run some Python, again and again: the median microseconds of that Python."""
+    set_timer_slack(TIMER_SLACK_NS)
+    schedule = cue.ready()
+    taken: list[int] = []
+    while time.monotonic_ns() < schedule.end_ns:
+        if sleep_s:
+            time.sleep(sleep_s)
+        started_ns = time.perf_counter_ns()
+        json.loads(json.dumps(PYTHON, indent=1))  # indented: not by C alone
+        taken.append(time.perf_counter_ns() - started_ns)
+    return statistics.median(taken) / 1000
+
+
+def cold(us: int, warmup_s: float, measure_s: float) -> Figures:
+    """One run of the same Python without a sleep, and after so long a one."""
+    found = []
+    for sleep_s in (0, us / 1e6):
+        with Crew() as crew:
+            crew.add(python_after, sleep_s)
+            found += crew.measure(warmup_s, measure_s)
+    hot_us, cold_us = found
+    return {"hot_us": hot_us, "cold_us": cold_us, "cold_by_hot": cold_us / hot_us}
+
+
 def calibrated() -> dict[str, int]:
     """Find how many multiplications take how long; in a process as the executor is one."""
     with Crew() as crew:
@@ -204,6 +234,8 @@ def promises(found: dict[str, list[Figures]]) -> list[_report.Ratio]:
     promised = []
     for name, runs in found.items():
         spreads = _report.spreads(runs)
+        if name.startswith("cold"):
+            continue
         if name.startswith("outside"):
             what = f"{name}: user time / ({BATCH_US:g} µs a batch + {CALL_US:g} µs a call)"
             promised.append(_report.Ratio(what, spreads["user_by_allowed"], ceiling=1))
@@ -230,18 +262,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for us in functions.TIMES_US[:: 3 if options.quick else 1]:
                 name = f"{system}_{us}"
-                measures[name] = partial(pipelined, name, warmup_s, measure_s)
+                measures[name] = (
+                    partial(cold, us, warmup_s, measure_s)
+                    if system == "cold"
+                    else partial(pipelined, name, warmup_s, measure_s)
+                )
     print(f"Pipeline, {options.runs} runs: median (min..max) over the runs, batches in µs")
     print(_report.facts_line(facts))
     found = _options.alternate(measures, options.runs)
     spreads = {name: _report.spreads(runs) for name, runs in found.items()}
     for header, keys in (
-        (["", "served, inputs/s", "plain loop", "µs a batch"], ("served_per_s", "alone_per_s")),
-        (["", "mean batch", "user, µs a batch", "system"], ("mean_batch_size", "user_us")),
+        (
+            ["", "served, inputs/s", "plain loop", "µs a batch"],
+            ("served_per_s", "alone_per_s", "batch_us"),
+        ),
+        (
+            ["", "mean batch", "user, µs a batch", "system"],
+            ("mean_batch_size", "user_us", "system_us"),
+        ),
+        (["", "hot, µs", "cold", "ratio"], ("hot_us", "cold_us", "cold_by_hot")),
     ):
-        columns = (*keys, "batch_us" if "served_per_s" in keys else "system_us")
         rows = [
-            [name, *(str(spread[key]) for key in columns)]
+            [name, *(str(spread[key]) for key in keys)]
             for name, spread in spreads.items()
             if keys[0] in spread
         ]

@@ -26,6 +26,11 @@ _PROMISING = (
     *("overload", "death", "import"),
 )
 _MANY = ("free", 16)  # situation and producers of which the page says more
+_COLD = {
+    "hot_us": "the same Python without a sleep, µs",
+    "cold_us": "after the sleep",
+    "cold_by_hot": "times",
+}
 _TAILS = {
     "calls_per_s": "calls/s",
     "p50_us": "p50, µs",
@@ -141,6 +146,24 @@ def tails(results: Path = RESULTS) -> str:
         if (row["situation"], row["producers"]) == _MANY
     ]
     return _table(["", *_TAILS.values()], rows)
+
+
+def cold(results: Path = RESULTS) -> str:
+    """Return what passes between two batches of functions that sleep, and some Python after it."""
+    document = _results(results, "pipeline")
+    if document is None:
+        return _MISSING
+    systems, size = document["systems"], document["parameters"]["max_batch_size"]
+    rows = []
+    for name, figures in systems.items():
+        kind, _, us = name.partition("_")
+        if kind == "cold":
+            served = systems[f"sleep_{us}"]
+            served_us = size * 1e6 / served["served_per_s"]["median"]
+            python = (_report.number(figures[key]["median"]) for key in _COLD)
+            between = _report.number(served_us - served["batch_us"]["median"])
+            rows.append([f"{int(us) / 1000:g} ms", between, *python])
+    return _table(["sleep", "between batches, µs", *_COLD.values()], rows)
 
 
 def pictures(prefix: str, plots: Path = PLOTS) -> str:
