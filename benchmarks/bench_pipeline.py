@@ -24,9 +24,7 @@ waking producers, which is shown beside it. The kernel divides CPU time into the
 hundred times a second, so that takes 10 s. After each sleep the caches are the producers'.
 Every answer is checked.
 
-And: how much of that is the machine's? "cold" is a loop in a process of its own that sleeps as
-long as the function does and then runs the same little Python each time: what that takes longer
-than without a sleep no executor can avoid, as its CPU was halted, and its caches are another's.
+And: how much of that is the machine's, whoever serves? See _between.py.
 
 Not answered here: GPUs (benchmarks/gpu), functions that cost nothing (bench_throughput).
 
@@ -39,7 +37,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import time
 from collections import deque
@@ -51,22 +48,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks import _options, _report, _usage
+from benchmarks import _between, _options, _report, _usage
 from benchmarks import functions_pipeline as functions
 from benchmarks._crew import Crew, Cue
 from shmbatch.protocol._core import set_timer_slack
 
 Figures: TypeAlias = dict[str, float]
 
-SYSTEMS = ("compute", "sleep", "outside", "cold")
+MACHINE = {"cold": _between.cold, "waking": _between.waking}
+SYSTEMS = ("compute", "sleep", "outside", *MACHINE)
 PRODUCERS, IN_FLIGHT = 4, 16  # two batches together
 FLOORS = ((1000, 0.95), (300, 0.90))  # from so many microseconds a batch on
 OUTSIDE = ((1, 64), (64, 1))  # producers, calls in flight each
 OUTSIDE_FUNCTION = "sleep_1000"
 BATCH_US, CALL_US = 20.0, 0.3  # what the executor may take outside the function
 LONGER = 7  # so many times longer is that measured: see above
-TIMER_SLACK_NS = 1_000  # as the executor has it
-PYTHON = {str(number): [number, "text"] for number in range(8)}  # written and read by "cold"
 PRELOAD = ("benchmarks.functions_pipeline",)
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -105,7 +101,7 @@ def producer(cue: Cue, function: str, number: int, in_flight: int) -> int:
 def plain_loop(cue: Cue, function: str) -> tuple[float, float]:
     """Call the function on ready-made batches; in the measured time, inputs per second, and
     microseconds of user time per batch."""
-    set_timer_slack(TIMER_SLACK_NS)
+    set_timer_slack(_between.TIMER_SLACK_NS)
     handle = functions.app.definitions[function].function
     random = np.random.default_rng(0)
     batches = [random.random((functions.SIZE, functions.WIDTH), np.float32) for _ in range(3)]
@@ -141,9 +137,8 @@ def offline(function: str, warmup_s: float, measure_s: float) -> tuple[float, fl
     return float(rate), float(user_us)
 
 
-def pipelined(function: str, warmup_s: float, measure_s: float) -> Figures:
-    """One run of one function: alone, served, alone."""
-    us = int(function.partition("_")[2])
+def pipelined(function: str, us: int, warmup_s: float, measure_s: float) -> Figures:
+    """One run of a function that takes so long a batch: alone, served, alone."""
     measure_s = max(measure_s, 60e-6 * us)  # calls end a batch at a time
     before, _ = offline(function, warmup_s, measure_s)
     rate = served(function, warmup_s, measure_s)
@@ -180,31 +175,6 @@ def outside(producers: int, in_flight: int, warmup_s: float, measure_s: float) -
     }
 
 
-def python_after(cue: Cue, sleep_s: float) -> float:
-    """Sleep, and run some Python, again and again: the median microseconds of that Python."""
-    set_timer_slack(TIMER_SLACK_NS)
-    schedule = cue.ready()
-    taken: list[int] = []
-    while time.monotonic_ns() < schedule.end_ns:
-        if sleep_s:
-            time.sleep(sleep_s)
-        started_ns = time.perf_counter_ns()
-        json.loads(json.dumps(PYTHON, indent=1))  # indented: not by C alone
-        taken.append(time.perf_counter_ns() - started_ns)
-    return statistics.median(taken) / 1000
-
-
-def cold(us: int, warmup_s: float, measure_s: float) -> Figures:
-    """One run of the same Python without a sleep, and after so long a one."""
-    found = []
-    for sleep_s in (0, us / 1e6):
-        with Crew() as crew:
-            crew.add(python_after, sleep_s)
-            found += crew.measure(warmup_s, measure_s)
-    hot_us, cold_us = found
-    return {"hot_us": hot_us, "cold_us": cold_us, "cold_by_hot": cold_us / hot_us}
-
-
 def calibrated() -> dict[str, int]:
     """Find how many multiplications take how long; in a process as the executor is one."""
     with Crew() as crew:
@@ -214,7 +184,8 @@ def calibrated() -> dict[str, int]:
 
 
 def timed(cue: Cue) -> float:
-    """Return the nanoseconds of one multiplication of a batch."""
+    """Return the nanoseconds of one multiplication of a batch, when nothing disturbs it: batches
+    then take the time that is in a function's name, or longer."""
     batch = np.ones((functions.SIZE, functions.WIDTH), np.float32)
     cue.ready()
     taken: list[float] = []
@@ -222,7 +193,7 @@ def timed(cue: Cue) -> float:
         started_ns = time.perf_counter_ns()
         functions.multiplied(batch, 5000)
         taken.append((time.perf_counter_ns() - started_ns) / 5000)
-    return statistics.median(taken)
+    return min(taken)
 
 
 def floor_of(function: str) -> float | None:
@@ -234,7 +205,7 @@ def promises(found: dict[str, list[Figures]]) -> list[_report.Ratio]:
     promised = []
     for name, runs in found.items():
         spreads = _report.spreads(runs)
-        if name.startswith("cold"):
+        if name.partition("_")[0] in MACHINE:
             continue
         if name.startswith("outside"):
             what = f"{name}: user time / ({BATCH_US:g} µs a batch + {CALL_US:g} µs a call)"
@@ -262,11 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for us in functions.TIMES_US[:: 3 if options.quick else 1]:
                 name = f"{system}_{us}"
-                measures[name] = (
-                    partial(cold, us, warmup_s, measure_s)
-                    if system == "cold"
-                    else partial(pipelined, name, warmup_s, measure_s)
-                )
+                measure = MACHINE.get(system) or partial(pipelined, name)
+                measures[name] = partial(measure, us, warmup_s, measure_s)
     print(f"Pipeline, {options.runs} runs: median (min..max) over the runs, batches in µs")
     print(_report.facts_line(facts))
     found = _options.alternate(measures, options.runs)
@@ -281,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("mean_batch_size", "user_us", "system_us"),
         ),
         (["", "hot, µs", "cold", "ratio"], ("hot_us", "cold_us", "cold_by_hot")),
+        (["", "four wake-ups, µs"], ("waking_us",)),
     ):
         rows = [
             [name, *(str(spread[key]) for key in keys)]

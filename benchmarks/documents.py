@@ -27,7 +27,7 @@ WRITTEN: dict[Path, dict[str, Callable[[], str]]] = {
         "tails": fragments.tails,
         "scale": partial(fragments.pictures, "scale"),
         "pipeline": partial(fragments.pictures, "pipeline"),
-        "cold": fragments.cold,
+        "between": fragments.between,
     },
 }
 

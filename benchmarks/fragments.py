@@ -26,11 +26,16 @@ _PROMISING = (
     *("overload", "death", "import"),
 )
 _MANY = ("free", 16)  # situation and producers of which the page says more
-_COLD = {
-    "hot_us": "the same Python without a sleep, µs",
-    "cold_us": "after the sleep",
-    "cold_by_hot": "times",
-}
+_BETWEEN = {"sleep": ("cold", ("hot_us", "cold_us")), "compute": ("waking", ("waking_us",))}
+_BETWEEN_HEADER = [
+    *(
+        "the function takes",
+        "sleeping: between batches, µs",
+        "some Python, hot",
+        "after the sleep",
+    ),
+    *("computing: between batches", "four wake-ups"),
+]
 _TAILS = {
     "calls_per_s": "calls/s",
     "p50_us": "p50, µs",
@@ -148,22 +153,23 @@ def tails(results: Path = RESULTS) -> str:
     return _table(["", *_TAILS.values()], rows)
 
 
-def cold(results: Path = RESULTS) -> str:
-    """Return what passes between two batches of functions that sleep, and some Python after it."""
+def between(results: Path = RESULTS) -> str:
+    """Return what passes between two batches, and what the machine takes of that."""
     document = _results(results, "pipeline")
     if document is None:
         return _MISSING
     systems, size = document["systems"], document["parameters"]["max_batch_size"]
     rows = []
-    for name, figures in systems.items():
-        kind, _, us = name.partition("_")
-        if kind == "cold":
-            served = systems[f"sleep_{us}"]
-            served_us = size * 1e6 / served["served_per_s"]["median"]
-            python = (_report.number(figures[key]["median"]) for key in _COLD)
-            between = _report.number(served_us - served["batch_us"]["median"])
-            rows.append([f"{int(us) / 1000:g} ms", between, *python])
-    return _table(["sleep", "between batches, µs", *_COLD.values()], rows)
+    for us in (name.removeprefix("cold_") for name in systems if name.startswith("cold_")):
+        cells = [f"{int(us) / 1000:g} ms"]
+        for served, beside in _BETWEEN.items():
+            rate = systems[f"{served}_{us}"]["served_per_s"]["median"]
+            alone_us = systems[f"{served}_{us}"]["batch_us"]["median"]
+            machine = systems[f"{beside[0]}_{us}"]
+            cells.append(_report.number(size * 1e6 / rate - alone_us))
+            cells += (_report.number(machine[key]["median"]) for key in beside[1])
+        rows.append(cells)
+    return _table(_BETWEEN_HEADER, rows)
 
 
 def pictures(prefix: str, plots: Path = PLOTS) -> str:

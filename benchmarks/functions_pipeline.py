@@ -31,14 +31,18 @@ TIMES_US = (100, 300, 1000, 3000, 10_000, 50_000)
 REPETITIONS = "SHMBATCH_BENCH_REPETITIONS"  # in the environment: for each time, as JSON
 
 _ORDER = np.random.default_rng(7).permutation(WIDTH)
-_MATRIX = np.eye(WIDTH, dtype=np.float32)[:, _ORDER]
+# Contiguous, and multiplied into the same arrays below: else the time depends on the process.
+_MATRIX = np.ascontiguousarray(np.eye(WIDTH, dtype=np.float32)[:, _ORDER])
 
 
 def multiplied(xs: Array, repetitions: int) -> Array:
     """Return the rows, permuted so many times, which takes that many multiplications."""
-    for _ in range(repetitions):
-        xs = xs @ _MATRIX
-    return xs
+    product = xs @ _MATRIX
+    other = np.empty_like(product)
+    for _ in range(repetitions - 1):
+        np.matmul(product, _MATRIX, out=other)
+        product, other = other, product
+    return product
 
 
 def permuted(x: Array, repetitions: int) -> Array:
