@@ -53,6 +53,8 @@ Figures: TypeAlias = dict[str, float]
 
 PRODUCERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FEW = 4  # producers, where they rest
+# For each producer at least so long: where many share a CPU, who measures waits for it, too.
+WARMUP_S, MEASURE_S = 0.008, 0.02
 GRACE_NS = 300_000_000  # in which the executor's share of segments is read, all still attached
 VARIETY = 3  # of inputs; neighbouring calls of a producer have different ones
 # An import in each of 256 would take minutes; the others are what attaching imports.
@@ -178,6 +180,8 @@ def producer(cue: Cue, point: Point, number: int, lock: str) -> Taken:
 
 def measured(point: Point, warmup_s: float, measure_s: float) -> Figures:
     """One run of one point."""
+    warmup_s = max(warmup_s, WARMUP_S * point.producers)
+    measure_s = max(measure_s, MEASURE_S * point.producers)
     with (
         tempfile.NamedTemporaryFile(prefix="scale-") as lock,
         functions.app.run(wait="auto") as running,

@@ -25,6 +25,7 @@ _PROMISING = (
     *("roundtrip", "throughput", "rivals", "lockstep", "pipeline", "waiting", "scale"),
     *("overload", "death", "import"),
 )
+_REASON = 320  # characters of an error; all of it is in the results
 _MANY = ("free", 16)  # situation and producers of which the page says more
 _BETWEEN = {"sleep": ("cold", ("hot_us", "cold_us")), "compute": ("waking", ("waking_us",))}
 _BETWEEN_HEADER = [
@@ -122,7 +123,10 @@ def rivals(work: str, results: Path = RESULTS) -> str:
     dates = sorted(cell["date"][:10] for cell in measured)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     note = f"{_machine(document)}; measured {when}, medians of {_runs(measured)} runs."
-    reasons = [f"- {', '.join(which)}: {error}" for error, which in failed.items()]
+    reasons = [
+        f"- {', '.join(which)}: {textwrap.shorten(error, _REASON, placeholder=' ...')}"
+        for error, which in failed.items()
+    ]
     return (
         "\n".join([_table(["", *heads], rows), note, *([""] if reasons else []), *reasons]) + "\n"
     )

@@ -85,7 +85,7 @@ def measure(
         if status != 0:
             timed_out = status == kept.TOO_LONG
             how = f"not done after {limit_s:.0f} s" if timed_out else f"exit status {status}"
-            raise CouldNotRun(f"{how}: {_last_lines(log)}")
+            raise CouldNotRun(f"{how}: {_last_lines(log, folder)}")
         with np.load(out) as arrays:
             latencies = [arrays[f"producer_{i}"] for i in range(load.producers)]
             version = str(arrays["version"])
@@ -122,6 +122,8 @@ def _shared_memory(beginnings: tuple[str, ...]) -> set[Path]:
     }
 
 
-def _last_lines(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_lines(log: Path, folder: str) -> str:
+    """What a rival wrote last, without what its paths have of this machine."""
+    text = log.read_text(errors="replace").replace(f"{ROOT}/", "").replace(folder, "TMPDIR")
+    lines = [line for line in text.splitlines() if line.strip()]
     return " | ".join(line.strip() for line in lines[-LINES:]) or "wrote nothing"
