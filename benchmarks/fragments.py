@@ -27,15 +27,10 @@ _PROMISING = (
 )
 _REASON = 320  # characters of an error; all of it is in the results
 _MANY = ("free", 16)  # situation and producers of which the page says more
-_BETWEEN = {"sleep": ("cold", ("hot_us", "cold_us")), "compute": ("waking", ("waking_us",))}
-_BETWEEN_HEADER = [
-    *(
-        "the function takes",
-        "sleeping: between batches, µs",
-        "some Python, hot",
-        "after the sleep",
-    ),
-    *("computing: between batches", "four wake-ups"),
+_BETWEEN_US = (100, 300, 1000, 3000, 10_000)  # of longer ones the noise is more
+_BETWEEN = [
+    *("the function takes", "sleeping: between batches, µs"),
+    *("some Python without a sleep", "after the sleep", "computing: four wake-ups"),
 ]
 _TAILS = {
     "calls_per_s": "calls/s",
@@ -164,16 +159,13 @@ def between(results: Path = RESULTS) -> str:
         return _MISSING
     systems, size = document["systems"], document["parameters"]["max_batch_size"]
     rows = []
-    for us in (name.removeprefix("cold_") for name in systems if name.startswith("cold_")):
-        cells = [f"{int(us) / 1000:g} ms"]
-        for served, beside in _BETWEEN.items():
-            rate = systems[f"{served}_{us}"]["served_per_s"]["median"]
-            alone_us = systems[f"{served}_{us}"]["batch_us"]["median"]
-            machine = systems[f"{beside[0]}_{us}"]
-            cells.append(_report.number(size * 1e6 / rate - alone_us))
-            cells += (_report.number(machine[key]["median"]) for key in beside[1])
-        rows.append(cells)
-    return _table(_BETWEEN_HEADER, rows)
+    for us in _BETWEEN_US:
+        sleep, cold, waking = (systems[f"{name}_{us}"] for name in ("sleep", "cold", "waking"))
+        between_us = size * 1e6 / sleep["served_per_s"]["median"] - sleep["batch_us"]["median"]
+        machine = (cold["hot_us"], cold["cold_us"], waking["waking_us"])
+        figures = (between_us, *(each["median"] for each in machine))
+        rows.append([f"{us / 1000:g} ms", *map(_report.number, figures)])
+    return _table(_BETWEEN, rows)
 
 
 def pictures(prefix: str, plots: Path = PLOTS) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import control
@@ -38,11 +39,14 @@ class Line:
             the transport's.
     """
 
+    pidfd = -1
+    supervisor: Supervisor | None = None
+    _loop_socket: socket.socket | None = None
+
     def __init__(self, sock: socket.socket, welcome: dict[str, Any], fds: Sequence[int]) -> None:
         self.executor_pid: int = welcome["pid"]
         self.sock = sock
         self.cause: str | None = None  # of the executor's death, if it could say so
-        self.supervisor: Supervisor | None = None
         self._process = os.getpid()
         self._gone_ns: int | None = None  # when it was found to be gone
         # Held for moments; by the same thread twice if a signal handler makes a call.
@@ -51,7 +55,6 @@ class Line:
         self.transport: ProducerTransport = producer_transport(welcome["offer"], fds[others:])
         # From here on there is something to close; nothing but these is likely to fail.
         self.pidfd = os.dup(fds[0])
-        self._loop_socket: socket.socket | None = None
         try:
             self._loop_socket = _socket(os.dup(fds[1]))
             self._loop_socket.setblocking(False)
@@ -138,6 +141,12 @@ class Line:
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+
+    # A loop that was to close them may have been closed before it came to that. The default is
+    # found while modules still have their names.
+    def __del__(self, interpreter_ends: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "sock") and not interpreter_ends():
+            self.close_descriptors()
 
 
 def _socket(fd: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -102,3 +103,30 @@ def test_a_line_that_is_let_go_of_while_a_loop_turns_to_it_is_not_read(offered: 
 
     asyncio.run(listens())
     assert (first.pidfd, second.pidfd) == (-1, -1)
+
+
+def test_a_loop_that_is_closed_before_it_lets_go_of_a_line_leaves_no_descriptor(
+    offered: Offered,
+) -> None:
+    before = processes.descriptors()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def let_go_of() -> None:
+        line = Line(ours, {"pid": os.getpid(), "offer": offered.offer}, offered.fds)
+        connection: Any = SimpleNamespace(line=line, dead=False, is_orphaned=False)
+        listener = Listener(connection)
+
+        async def listens() -> None:
+            listener._listen()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(listens())
+        listener.let_go(line)  # when the loop runs again, which it does not
+        loop.close()
+        assert line.pidfd >= 0
+
+    let_go_of()
+    gc.collect()
+    theirs.close()
+    assert ours.fileno() < 0
+    assert processes.descriptors() == before
