@@ -30,7 +30,6 @@ Not answered here: instructions (bench_instructions), other systems (bench_throu
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import sys
 import tempfile
@@ -132,7 +131,6 @@ def producer(cue: Cue, point: Point, number: int, lock: str) -> Taken:
     values = [np.full(shape, (VARIETY * number + i) % 256, np.uint8) for i in range(VARIETY)]
     inputs = [(value,) * point.parameters for value in values]
     before = _usage.memory(os.getpid())
-    gc.collect()  # else some of these forks, always the same ones, would do so while attaching
     with Path(lock).open() as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
         started_ns = time.monotonic_ns()

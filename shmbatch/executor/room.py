@@ -7,10 +7,13 @@ long as descriptors of its connection are open.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import resource
 import weakref
 from collections import deque
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
 
@@ -75,10 +78,22 @@ class Room:
         self.producers_max = min(PRODUCERS_MAX, most)
         if quotas.producers is not None:
             self.producers_max = quotas.producers
+        self._descriptors = min(descriptors, taken + _DESCRIPTORS_EACH * self.producers_max)
         self.nbytes_max = total_nbytes() // 2 if quotas.nbytes is None else quotas.nbytes
         self._inside: set[Hashable] = set()
         self._nbytes = 0
         self._freed: deque[int] = deque()  # appended by whichever thread drops the last use
+
+    def widen_descriptor_table(self) -> None:
+        """Have the kernel make its table as large as all of them need.
+
+        It would grow with the producers, whenever their number doubles, and each time keep
+        whoever attaches then waiting for more than 10 ms in a process with threads.
+        """
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # it grows later, then
+            os.close(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, self._descriptors - 1))
+        os.close(null)
 
     @property
     def producers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,13 @@ def test_more_producers_than_there_are_descriptors_for_are_refused_at_the_start(
     assert Room(Quotas(producers=384), "sums").producers_max == 384
     with pytest.raises(errors.ConfigError, match=r"385 needs 1026 .* may open 1024; raise `ul"):
         Room(Quotas(producers=385), "sums")
+
+
+def test_no_producer_waits_while_the_table_of_descriptors_grows() -> None:
+    with processes.served("crash.py", "wide", "--max-producers", "300") as executor:
+        status = Path(f"/proc/{executor.pid}/status").read_text()
+    (size,) = re.findall(r"FDSize:\s+(\d+)", status)
+    assert int(size) >= 2 * 300
 
 
 def served(slots: int | None, nbytes: int | None) -> ServedFunction:
