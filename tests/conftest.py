@@ -29,9 +29,10 @@ for package in (shmbatch.client, shmbatch.contract):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         import_module(module.name)
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, as it has their
-# children; some tests are about Ctrl-C.
+# A shell that starts the tests in the background has them ignore Ctrl-C, and nohup has them ignore
+# a terminal that hangs up, as their children then do; some tests are about these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

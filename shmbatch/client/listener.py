@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,11 @@ class Listener:
         self._connection = connection
         self._mutex = threading.RLock()  # held for moments; guards who waits, and which loops
         self._waiting: dict[int, list[_Waiter]] = {}  # by ticket
-        self._reading: dict[asyncio.AbstractEventLoop, Line] = {}  # which line each loop reads
+        # Which line each loop reads. Weak: a loop that is closed before it lets go of one is to
+        # keep it no longer than it is kept itself.
+        self._reading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = (
+            weakref.WeakKeyDictionary()
+        )
         # How many tasks wait for a successor, of each loop that helps it to come.
         self._orphans: dict[asyncio.AbstractEventLoop, int] = {}
 

@@ -86,7 +86,7 @@ def serve(
         signals = stack.enter_context(_Signals(supervised=orders is not None))
         tenure = stack.enter_context(Tenure(name, file, access, orders, called))
         room = Room(quotas, name)
-        room.widen_descriptor_table()  # while there are no other threads
+        room.widen_descriptor_table()  # before anybody waits for it
         listener = stack.enter_context(tenure.listen())
         notify(STATUS=f"loading {file or name}")
         definitions = load()

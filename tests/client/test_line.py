@@ -111,7 +111,7 @@ def test_a_loop_that_is_closed_before_it_lets_go_of_a_line_leaves_no_descriptor(
     before = processes.descriptors()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def let_go_of() -> None:
+    def let_go_of() -> Listener:
         line = Line(ours, {"pid": os.getpid(), "offer": offered.offer}, offered.fds)
         connection: Any = SimpleNamespace(line=line, dead=False, is_orphaned=False)
         listener = Listener(connection)
@@ -124,9 +124,12 @@ def test_a_loop_that_is_closed_before_it_lets_go_of_a_line_leaves_no_descriptor(
         listener.let_go(line)  # when the loop runs again, which it does not
         loop.close()
         assert line.pidfd >= 0
+        del connection.line
+        return listener
 
-    let_go_of()
+    listener = let_go_of()
     gc.collect()
     theirs.close()
     assert ours.fileno() < 0
+    assert not listener._reading
     assert processes.descriptors() == before

@@ -117,6 +117,7 @@ import ctypes, os, socket, struct, sys
 from shmbatch.executor import closing
 from shmbatch.protocol import control
 
+sys.stdin.read()  # until nobody else has the descriptor
 filters = (
     struct.pack("HBBI", 0x20, 0, 0, 0)  # load the number of the system call
     + struct.pack("HBBI", 0x15, 0, 1, 436)  # close_range
@@ -144,6 +145,7 @@ def test_before_linux_5_9_one_thread_waits_and_the_process_ends(
     program = subprocess.Popen(
         [sys.executable, "-c", WITHOUT, str(fd)],
         pass_fds=[fd],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=processes.environment(),
     )
