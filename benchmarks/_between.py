@@ -1,12 +1,13 @@
-"""What the machine takes between two batches of whoever serves them, shmbatch or not.
+"""What the machine does to whoever has something to do between two batches, shmbatch or not.
 
 ::
 
-    cold    sleep as long as a function does, then the same little Python: how long does it take?
-    waking  compute as long as a function does, then wake four processes: how long does that take?
+    python_after_sleep  sleep as long as a function does, then some Python, always the same: how
+                        much longer does that take than without the sleep?
+    wake_ups            compute as long as a function does, then wake four processes: how long?
 
-A plain loop over ready-made batches pays for neither. After a sleep its CPU was halted too, and
-its caches are another's too, but all it has to run is the next call; and nobody waits for it.
+A plain loop over ready-made batches pays for little of that. Its CPU was halted as well, but all
+that it has to run then is the next call; and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -26,64 +27,66 @@ from shmbatch.protocol._core import set_timer_slack
 
 Figures: TypeAlias = dict[str, float]
 
-TIMER_SLACK_NS = 1_000  # as the executor has it
 WAITERS = 4
 TEXT = {str(number): [number, "text"] for number in range(8)}
-WAIT_S = 0.1  # at most, of a waiter; much longer than between two batches
+WAIT_S = 0.1  # at most, of a waiter, who then looks whether it is over
 
 
-def cold(us: int, warmup_s: float, measure_s: float) -> Figures:
+def python_after_sleep(us: int, warmup_s: float, measure_s: float) -> Figures:
     """One run of the same Python without a sleep, and after so long a one."""
     found = []
     for sleep_s in (0, us / 1e6):
         with Crew() as crew:
-            crew.add(python_after, sleep_s)
+            crew.add(sleep_and_run, sleep_s)
             found += crew.measure(warmup_s, measure_s)
     hot_us, cold_us = found
     return {"hot_us": hot_us, "cold_us": cold_us, "cold_by_hot": cold_us / hot_us}
 
 
-def waking(us: int, warmup_s: float, measure_s: float) -> Figures:
+def wake_ups(us: int, warmup_s: float, measure_s: float) -> Figures:
     """One run of waking processes after having computed for so long."""
     semaphores = [CONTEXT.Semaphore(0) for _ in range(WAITERS)]
     with Crew() as crew:
-        crew.add(wake_after, us, semaphores)
+        crew.add(compute_and_wake, us, semaphores)
         for semaphore in semaphores:
             crew.add(wait, semaphore)
         waking_us, *_ = crew.measure(warmup_s, measure_s)
     return {"waking_us": waking_us}
 
 
-def python_after(cue: Cue, sleep_s: float) -> float:
+def sleep_and_run(cue: Cue, sleep_s: float) -> float:
     """Sleep, and run some Python, again and again: the median microseconds of that Python."""
-    set_timer_slack(TIMER_SLACK_NS)
+    set_timer_slack(functions.TIMER_SLACK_NS)
     schedule = cue.ready()
     taken: list[int] = []
-    while time.monotonic_ns() < schedule.end_ns:
+    while (now := time.monotonic_ns()) < schedule.end_ns or not taken:
         if sleep_s:
             time.sleep(sleep_s)
         started_ns = time.perf_counter_ns()
         json.loads(json.dumps(TEXT, indent=1))  # indented: by Python, not by C alone
-        taken.append(time.perf_counter_ns() - started_ns)
+        if now >= schedule.begin_ns:
+            taken.append(time.perf_counter_ns() - started_ns)
     return statistics.median(taken) / 1000
 
 
-def wake_after(cue: Cue, us: int, semaphores: Sequence[Semaphore]) -> float:
+def compute_and_wake(cue: Cue, us: int, semaphores: Sequence[Semaphore]) -> float:
     """Compute, and wake all who wait, again and again: the median microseconds of waking."""
     batch = np.ones((functions.SIZE, functions.WIDTH), np.float32)
     repetitions = functions.repetitions(us)
     schedule = cue.ready()
     taken: list[int] = []
-    while time.monotonic_ns() < schedule.end_ns:
+    while (now := time.monotonic_ns()) < schedule.end_ns or not taken:
         functions.multiplied(batch, repetitions)
         started_ns = time.perf_counter_ns()
         for semaphore in semaphores:
             semaphore.release()
-        taken.append(time.perf_counter_ns() - started_ns)
+        if now >= schedule.begin_ns:
+            taken.append(time.perf_counter_ns() - started_ns)
     return statistics.median(taken) / 1000
 
 
 def wait(cue: Cue, semaphore: Semaphore) -> None:
+    """Sleep until woken, again and again."""
     schedule = cue.ready()
     while time.monotonic_ns() < schedule.end_ns:
         semaphore.acquire(timeout=WAIT_S)

@@ -9,7 +9,7 @@ Answers: of the inputs per second that a function gets through by itself, how ma
 through when it is served, with more calls waiting than fit into a batch? Of functions that take
 0.1, 0.3, 1, 3, 10 and 50 ms a batch:
 
-compute  multiplies float32 matrices, on the executor's CPU; as often as takes that time
+compute  multiplies float32 matrices, on the executor's CPU; as often as takes that time at least
 sleep    takes no CPU meanwhile, like a function that waits for a GPU
 
 The plain loop is the same function in a process of its own, in the same run, before and after:
@@ -28,7 +28,7 @@ And: how much of that is the machine's, whoever serves? See _between.py.
 
 Not answered here: GPUs (benchmarks/gpu), functions that cost nothing (bench_throughput).
 
-    $ python -m benchmarks.bench_pipeline                    # about 20 min
+    $ python -m benchmarks.bench_pipeline                    # about 25 min
     $ python -m benchmarks.bench_pipeline --systems sleep    # these rows
     $ python -m benchmarks.bench_pipeline --quick            # smoke test; figures mean nothing
 """
@@ -55,9 +55,10 @@ from shmbatch.protocol._core import set_timer_slack
 
 Figures: TypeAlias = dict[str, float]
 
-MACHINE = {"cold": _between.cold, "waking": _between.waking}
-SYSTEMS = ("compute", "sleep", "outside", *MACHINE)
+BY_THE_MACHINE = {"cold": _between.python_after_sleep, "waking": _between.wake_ups}
+SYSTEMS = ("compute", "sleep", "outside", *BY_THE_MACHINE)
 PRODUCERS, IN_FLIGHT = 4, 16  # two batches together
+BATCHES = 200  # measured at least: one more or less is half a percent
 FLOORS = ((1000, 0.95), (300, 0.90))  # from so many microseconds a batch on
 OUTSIDE = ((1, 64), (64, 1))  # producers, calls in flight each
 OUTSIDE_FUNCTION = "sleep_1000"
@@ -101,7 +102,7 @@ def producer(cue: Cue, function: str, number: int, in_flight: int) -> int:
 def plain_loop(cue: Cue, function: str) -> tuple[float, float]:
     """Call the function on ready-made batches; in the measured time, inputs per second, and
     microseconds of user time per batch."""
-    set_timer_slack(_between.TIMER_SLACK_NS)
+    set_timer_slack(functions.TIMER_SLACK_NS)
     handle = functions.app.definitions[function].function
     random = np.random.default_rng(0)
     batches = [random.random((functions.SIZE, functions.WIDTH), np.float32) for _ in range(3)]
@@ -139,7 +140,7 @@ def offline(function: str, warmup_s: float, measure_s: float) -> tuple[float, fl
 
 def pipelined(function: str, us: int, warmup_s: float, measure_s: float) -> Figures:
     """One run of a function that takes so long a batch: alone, served, alone."""
-    measure_s = max(measure_s, 60e-6 * us)  # calls end a batch at a time
+    measure_s = max(measure_s, BATCHES * us / 1e6)  # calls end a batch at a time
     before, _ = offline(function, warmup_s, measure_s)
     rate = served(function, warmup_s, measure_s)
     after, _ = offline(function, warmup_s, measure_s)
@@ -205,7 +206,7 @@ def promises(found: dict[str, list[Figures]]) -> list[_report.Ratio]:
     promised = []
     for name, runs in found.items():
         spreads = _report.spreads(runs)
-        if name.partition("_")[0] in MACHINE:
+        if name.partition("_")[0] in BY_THE_MACHINE:
             continue
         if name.startswith("outside"):
             what = f"{name}: user time / ({BATCH_US:g} µs a batch + {CALL_US:g} µs a call)"
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for us in functions.TIMES_US[:: 3 if options.quick else 1]:
                 name = f"{system}_{us}"
-                measure = MACHINE.get(system) or partial(pipelined, name)
+                measure = BY_THE_MACHINE.get(system) or partial(pipelined, name)
                 measures[name] = partial(measure, us, warmup_s, measure_s)
     print(f"Pipeline, {options.runs} runs: median (min..max) over the runs, batches in µs")
     print(_report.facts_line(facts))

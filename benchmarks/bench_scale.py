@@ -53,9 +53,11 @@ Figures: TypeAlias = dict[str, float]
 
 PRODUCERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FEW = 4  # producers, where they rest
-# For each producer at least so long: where many share a CPU, who measures waits for it, too.
-WARMUP_S, MEASURE_S = 0.008, 0.02
-GRACE_NS = 300_000_000  # in which the executor's share of segments is read, all still attached
+# For each producer at least so long: where hundreds share a CPU, the process that asks the
+# executor for its statistics, and reads what everybody uses, gets it as rarely as they do.
+WARMUP_S_EACH, MEASURE_S_EACH = 0.008, 0.02
+# In which the executor's share of segments is read, all still attached.
+GRACE_S, GRACE_S_EACH = 0.3, 0.02
 VARIETY = 3  # of inputs; neighbouring calls of a producer have different ones
 # An import in each of 256 would take minutes; the others are what attaching imports.
 PRELOAD = (
@@ -167,7 +169,8 @@ def producer(cue: Cue, point: Point, number: int, lock: str) -> Taken:
     after = _usage.memory(os.getpid())
     for call in calls:
         call.get()
-    time.sleep(max(0, end_ns + GRACE_NS - now_ns()) / 1e9)
+    grace_s = max(GRACE_S, GRACE_S_EACH * point.producers)
+    time.sleep(max(0, end_ns - now_ns()) / 1e9 + grace_s)
     return Taken(
         counted,
         cpu_ns,
@@ -180,8 +183,8 @@ def producer(cue: Cue, point: Point, number: int, lock: str) -> Taken:
 
 def measured(point: Point, warmup_s: float, measure_s: float) -> Figures:
     """One run of one point."""
-    warmup_s = max(warmup_s, WARMUP_S * point.producers)
-    measure_s = max(measure_s, MEASURE_S * point.producers)
+    warmup_s = max(warmup_s, WARMUP_S_EACH * point.producers)
+    measure_s = max(measure_s, MEASURE_S_EACH * point.producers)
     with (
         tempfile.NamedTemporaryFile(prefix="scale-") as lock,
         functions.app.run(wait="auto") as running,
@@ -273,7 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document = {
             "benchmark": "scale",
             "machine": facts,
-            "parameters": {"runs": options.runs, "warmup_s": warmup_s, "measure_s": measure_s},
+            "parameters": {
+                "runs": options.runs,
+                "warmup_s": warmup_s,
+                "measure_s": measure_s,
+                "warmup_s_each": WARMUP_S_EACH,
+                "measure_s_each": MEASURE_S_EACH,
+            },
             "axes": axes,
             "promises": [promise.document() for promise in promised],
         }

@@ -27,10 +27,10 @@ _PROMISING = (
 )
 _REASON = 320  # characters of an error; all of it is in the results
 _MANY = ("free", 16)  # situation and producers of which the page says more
-_BETWEEN_US = (100, 300, 1000, 3000, 10_000)  # of longer ones the noise is more
+_BETWEEN_US = (100, 300, 1000, 3000, 10_000)
 _BETWEEN = [
-    *("the function takes", "sleeping: between batches, µs"),
-    *("some Python without a sleep", "after the sleep", "computing: four wake-ups"),
+    *("the function takes", "sleeping: between batches, µs", "Python is slower, times"),
+    "computing: four wake-ups, µs",
 ]
 _TAILS = {
     "calls_per_s": "calls/s",
@@ -153,18 +153,21 @@ def tails(results: Path = RESULTS) -> str:
 
 
 def between(results: Path = RESULTS) -> str:
-    """Return what passes between two batches, and what the machine takes of that."""
+    """Return what passes between two batches, and what the machine does to that."""
     document = _results(results, "pipeline")
-    if document is None:
-        return _MISSING
-    systems, size = document["systems"], document["parameters"]["max_batch_size"]
+    systems = document["systems"] if document is not None else {}
     rows = []
     for us in _BETWEEN_US:
-        sleep, cold, waking = (systems[f"{name}_{us}"] for name in ("sleep", "cold", "waking"))
-        between_us = size * 1e6 / sleep["served_per_s"]["median"] - sleep["batch_us"]["median"]
-        machine = (cold["hot_us"], cold["cold_us"], waking["waking_us"])
-        figures = (between_us, *(each["median"] for each in machine))
-        rows.append([f"{us / 1000:g} ms", *map(_report.number, figures)])
+        names = [f"{kind}_{us}" for kind in ("sleep", "cold", "waking")]
+        if document is None or not systems.keys() >= set(names):
+            continue
+        sleep, cold, waking = (systems[name] for name in names)
+        size = document["parameters"]["max_batch_size"]
+        runs = zip(sleep["served_per_s"]["runs"], sleep["batch_us"]["runs"], strict=True)
+        between_us = tuple(size * 1e6 / rate - alone_us for rate, alone_us in runs)
+        spreads = (between_us, cold["cold_by_hot"]["runs"], waking["waking_us"]["runs"])
+        cells = (str(_report.Spread(tuple(values))) for values in spreads)
+        rows.append([f"{us / 1000:g} ms", *cells])
     return _table(_BETWEEN, rows)
 
 

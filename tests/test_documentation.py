@@ -474,7 +474,8 @@ def test_a_table_of_rivals_has_the_fastest_first_and_says_who_failed(tmp_path: P
 
 def test_figures_that_are_not_there_are_not_invented(tmp_path: Path) -> None:
     tiny = partial(fragments.rivals, "tiny")
-    for fragment in (fragments.sentence, fragments.tails, fragments.instructions, tiny):
+    each = (fragments.sentence, fragments.tails, fragments.instructions, fragments.between, tiny)
+    for fragment in each:
         assert "make bench" in fragment(tmp_path)
     assert "yes" not in fragments.promises(tmp_path)
     measured(tmp_path, runs=1)
